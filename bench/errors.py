@@ -17,3 +17,7 @@ class MissingAssetError(UserError):
 
 class DataError(UserError):
     """An image, a list of pairs or another data file cannot be used."""
+
+
+class MetricError(UserError, ValueError):
+    """The inputs of a metric have a wrong shape, range, type or definition."""

@@ -1,0 +1,140 @@
+"""The measures behind every number in a report, importable on their own.
+
+Image similarity (`ssim`, `psnr`, `mse`, `lpips`), verification and identification, unlinkability,
+and the intervals that belong to them (`bench.metrics.intervals`). `bench.metrics.definitions` says
+what each metric id in a result row means. Arrays and tensors are accepted; nothing here needs the
+rest of the package except its errors and its weight files.
+
+Names load on first use, so that listing the metrics does not import torch.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from bench.metrics.definitions import Definition, definition, definitions
+    from bench.metrics.identification import acceptance, identification
+    from bench.metrics.image import mse, psnr, ssim
+    from bench.metrics.intervals import (
+        Estimate,
+        NonInferiority,
+        clopper_pearson,
+        clustered_mean,
+        clustered_rate,
+        dyadic_variance,
+        false_match_rate,
+        mcnemar,
+        non_inferiority,
+        pair_rate,
+        paired_difference,
+        vertex_bootstrap,
+        wilson,
+    )
+    from bench.metrics.perceptual import Reference, lpips
+    from bench.metrics.unlinkability import Unlinkability, unlinkability
+    from bench.metrics.verification import (
+        all_pairs,
+        auc,
+        det,
+        eer,
+        roc,
+        tar_at_far,
+        verification_accuracy,
+    )
+
+__all__ = [
+    "Definition",
+    "Estimate",
+    "NonInferiority",
+    "Reference",
+    "Unlinkability",
+    "acceptance",
+    "all_pairs",
+    "auc",
+    "clopper_pearson",
+    "clustered_mean",
+    "clustered_rate",
+    "definition",
+    "definitions",
+    "det",
+    "dyadic_variance",
+    "eer",
+    "false_match_rate",
+    "identification",
+    "lpips",
+    "mcnemar",
+    "mse",
+    "non_inferiority",
+    "pair_rate",
+    "paired_difference",
+    "psnr",
+    "roc",
+    "ssim",
+    "tar_at_far",
+    "unlinkability",
+    "verification_accuracy",
+    "vertex_bootstrap",
+    "wilson",
+]
+
+_NAMES = {
+    "definitions": ("Definition", "definition", "definitions"),
+    "identification": ("acceptance", "identification"),
+    "image": ("mse", "psnr", "ssim"),
+    "intervals": (
+        "Estimate",
+        "NonInferiority",
+        "clopper_pearson",
+        "clustered_mean",
+        "clustered_rate",
+        "dyadic_variance",
+        "false_match_rate",
+        "mcnemar",
+        "non_inferiority",
+        "pair_rate",
+        "paired_difference",
+        "vertex_bootstrap",
+        "wilson",
+    ),
+    "perceptual": ("Reference", "lpips"),
+    "unlinkability": ("Unlinkability", "unlinkability"),
+    "verification": (
+        "all_pairs",
+        "auc",
+        "det",
+        "eer",
+        "roc",
+        "tar_at_far",
+        "verification_accuracy",
+    ),
+}
+_MODULE_OF = {name: module for module, names in _NAMES.items() for name in names}
+
+
+class _Package(ModuleType):
+    """Keeps a function reachable whose module has the same name.
+
+    Importing `bench.metrics.unlinkability` would otherwise put the module where
+    `from bench.metrics import unlinkability` promises the function.
+    """
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if not (isinstance(value, ModuleType) and name in _MODULE_OF):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
