@@ -1,0 +1,253 @@
+"""Image similarity with one exact definition per id: SSIM, PSNR, MSE.
+
+Five libraries give five SSIM values for the same two images; here the definition is part of the
+call and of the result row. Computation is in the float type of the images (integers in float64), on
+their device, and differentiable; a batch gives what its images give one by one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.errors import MetricError
+from bench.metrics.definitions import unknown
+
+Images = TypeVar("Images", NDArray[Any], Tensor)
+
+_LUMA = (0.299, 0.587, 0.114)  # ITU-R BT.601, what Matlab's rgb2gray gave the authors of SSIM
+_BAND = 40  # outputs per banded product: a dense matrix would multiply mostly zeros
+_CPU_CHUNK, _GPU_CHUNK = 1 << 17, 1 << 25  # samples per step: stay in the cache, or in memory
+
+
+@dataclass(frozen=True)
+class Window:
+    """What distinguishes one SSIM from another.
+
+    Attributes:
+        taps: One-dimensional window, summing to 1; the window is its outer product.
+        covariance: Factor on the variances: 1 for the population, n / (n - 1) for the sample.
+        luma: Compare the luma of RGB images instead of averaging over the channels.
+    """
+
+    taps: tuple[float, ...]
+    covariance: float
+    luma: bool
+
+
+def _gaussian(radius: int, sigma: float) -> tuple[float, ...]:
+    taps = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    return tuple((taps / taps.sum()).tolist())
+
+
+DEFINITIONS = {
+    "wang11-valid-rgb": Window(_gaussian(5, 1.5), covariance=1.0, luma=False),
+    "wang11-valid-luma": Window(_gaussian(5, 1.5), covariance=1.0, luma=True),
+    "uniform7-sample-rgb": Window((1 / 7,) * 7, covariance=49 / 48, luma=False),
+}
+
+
+def ssim(
+    a: Images, b: Images, *, definition: str = "wang11-valid-rgb", data_range: float
+) -> Images:
+    """Return the mean structural similarity of each pair of images.
+
+    Args:
+        a: Images (N, C, H, W) or one image (C, H, W), values in [0, data_range].
+        b: Images of the same shape and type as `a`.
+        definition: "wang11-valid-rgb" is the paper's: 11-tap Gaussian window, sigma 1.5, population
+            covariance, no padding, mean over the channels; "wang11-valid-luma" the same on BT.601
+            luma; "uniform7-sample-rgb" is scikit-image's default.
+        data_range: Largest possible value L: 255 for 8-bit images, 1 for images in [0, 1].
+
+    Returns:
+        SSIM in [-1, 1] per pair, shape (N,) or (), in the float type of the images (float64 for
+        integers); an array for arrays, a differentiable tensor for tensors.
+
+    Raises:
+        MetricError: Unknown definition; shapes or types differ; values are not finite or outside
+            the range; an image is smaller than the window.
+
+    Reference: Wang et al., "Image quality assessment: from error visibility to structural
+    similarity", IEEE TIP 2004 (K1 = 0.01, K2 = 0.03).
+    """
+    if definition not in DEFINITIONS:
+        raise unknown("SSIM definition", definition, DEFINITIONS)
+    window = DEFINITIONS[definition]
+    x, y = _pair(a, b, data_range)
+    channels, height, width = x.shape[1:]
+    if min(height, width) < len(window.taps):
+        raise MetricError(
+            f"Images of {height}x{width} are smaller than the window of {len(window.taps)} pixels "
+            f"of {definition}: give larger images."
+        )
+    if window.luma and channels not in (1, 3):
+        raise MetricError(f"{definition} needs 3 channels (RGB) or 1 (luma), not {channels}.")
+    chunk = _CPU_CHUNK if x.device.type == "cpu" else _GPU_CHUNK
+    step = max(1, chunk // (channels * height * width))
+    pairs = zip(torch.split(x, step), torch.split(y, step), strict=True)
+    values = [_ssim(u, v, window, data_range) for u, v in pairs]
+    return _like(a, torch.cat(values))
+
+
+def psnr(a: Images, b: Images, *, data_range: float) -> Images:
+    """Return the peak signal-to-noise ratio 10 log10(L² / MSE) of each pair of images.
+
+    Average over images, never over their errors; `bench.metrics.intervals.clustered_mean` does.
+
+    Args:
+        a: Images (N, C, H, W) or one image (C, H, W), values in [0, data_range].
+        b: Images of the same shape and type as `a`.
+        data_range: Largest possible value L: 255 for 8-bit images, 1 for images in [0, 1].
+
+    Returns:
+        Decibels per pair, shape (N,) or (); infinite for identical images.
+
+    Raises:
+        MetricError: Shapes or types differ; values are not finite or outside the range.
+    """
+    return _like(a, 10 * torch.log10(data_range**2 / _squared_error(*_pair(a, b, data_range))))
+
+
+def mse(a: Images, b: Images, *, data_range: float = 255) -> Images:
+    """Return the mean squared difference of each pair of images, in squared units of the values.
+
+    Args:
+        a: Images (N, C, H, W) or one image (C, H, W), values in [0, data_range].
+        b: Images of the same shape and type as `a`.
+        data_range: Largest possible value; it bounds the values and does not scale the result.
+
+    Returns:
+        Mean over channels and pixels per pair, shape (N,) or ().
+
+    Raises:
+        MetricError: Shapes or types differ; values are not finite or outside the range.
+    """
+    return _like(a, _squared_error(*_pair(a, b, data_range)))
+
+
+def _squared_error(x: Tensor, y: Tensor) -> Tensor:
+    return (x - y).square().mean(dim=(1, 2, 3))
+
+
+def _ssim(x: Tensor, y: Tensor, window: Window, data_range: float) -> Tensor:
+    """Return the SSIM of batches (N, C, H, W); the moments are taken about the mid-range.
+
+    Only the sum of the two variances enters the formula, so four filtered maps suffice. Centring
+    removes most of the cancellation of E[x²] - E[x]² in float32.
+    """
+    if window.luma and x.shape[1] == 3:
+        weights = x.new_tensor(_LUMA)
+        x, y = (torch.einsum("nchw,c->nhw", image, weights)[:, None] for image in (x, y))
+    middle = data_range / 2
+    x, y = x - middle, y - middle
+    maps = torch.stack((x, y, x * x + y * y, x * y))
+    mean_x, mean_y, squares, product = _filter(maps, window.taps)
+    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    means_product, means_squares = mean_x * mean_y, mean_x * mean_x + mean_y * mean_y
+    shift = data_range * (mean_x + mean_y) + 2 * middle**2
+    luminance = (2 * means_product + shift + c1) / (means_squares + shift + c1)
+    contrast = (2 * window.covariance * (product - means_product) + c2) / (
+        window.covariance * (squares - means_squares) + c2
+    )
+    index: Tensor = luminance * contrast
+    return index.mean(dim=(1, 2, 3))
+
+
+def _filter(maps: Tensor, taps: tuple[float, ...]) -> Tensor:
+    """Filter the last two axes with the separable window, without padding, as matrix products."""
+    height, width = maps.shape[-2:]
+    in_width = _bands(width, taps, maps.dtype, maps.device)
+    in_height = _bands(height, taps, maps.dtype, maps.device)
+    rows = maps.reshape(-1, width)
+    rows = torch.cat([rows[:, start:stop] @ band.T for start, stop, band in in_width], dim=1)
+    planes = rows.view(-1, height, rows.shape[1])
+    planes = torch.cat([band @ planes[:, start:stop] for start, stop, band in in_height], dim=1)
+    return planes.view(*maps.shape[:-2], *planes.shape[1:])
+
+
+@cache
+def _bands(
+    size: int, taps: tuple[float, ...], dtype: torch.dtype, device: torch.device
+) -> list[tuple[int, int, Tensor]]:
+    """Cut the (size - taps + 1, size) convolution matrix into blocks of rows.
+
+    Returns:
+        For each block: first and last (exclusive) input it reads, and the dense block. The kernel
+        is normalised in float64 before it is cast: in float32 its sum is off by enough to bias the
+        variances by 1e-5.
+    """
+    outputs = size - len(taps) + 1
+    matrix = np.zeros((outputs, size))
+    for offset, tap in enumerate(taps):
+        np.fill_diagonal(matrix[:, offset:], tap)
+    blocks = []
+    for rows in np.array_split(np.arange(outputs), -(-outputs // _BAND)):
+        start, stop = int(rows[0]), int(rows[-1]) + len(taps)
+        with torch.inference_mode(False):  # cached: must also serve a later call with gradients
+            block = torch.from_numpy(matrix[rows, start:stop]).to(device, dtype)
+        blocks.append((start, stop, block))
+    return blocks
+
+
+def _pair(a: Images, b: Images, data_range: float) -> tuple[Tensor, Tensor]:
+    """Return both inputs as float tensors (N, C, H, W), or explain why that cannot be."""
+    x, y = _tensor(a), _tensor(b)
+    if x.shape != y.shape:
+        raise MetricError(
+            f"The images differ in shape, {tuple(x.shape)} and {tuple(y.shape)}: pair them first."
+        )
+    if x.dtype != y.dtype or x.device != y.device:
+        raise MetricError(
+            f"The images differ in type or device, {x.dtype} on {x.device} and {y.dtype} on "
+            f"{y.device}: convert them to one."
+        )
+    if x.ndim not in (3, 4) or 0 in x.shape:
+        raise MetricError(
+            f"Images must have the shape (N, C, H, W) or (C, H, W), not {tuple(x.shape)}."
+        )
+    if x.is_complex() or x.dtype == torch.bool:
+        raise MetricError(f"Images must be real numbers, not {x.dtype}.")
+    integers = not x.is_floating_point()
+    # Half precision cannot hold 255²; integers lose nothing in float64.
+    dtype = torch.float64 if integers else torch.promote_types(x.dtype, torch.float32)
+    x, y = x.to(dtype), y.to(dtype)
+    largest = max(_largest(x, data_range), _largest(y, data_range))
+    if not integers and 0 < largest <= data_range / 255:
+        raise MetricError(
+            f"No value exceeds {largest:g} although data_range is {data_range:g}: the images look "
+            f"as if they were in [0, 1], so give data_range=1."
+        )
+    return (x, y) if x.ndim == 4 else (x[None], y[None])
+
+
+def _tensor(images: NDArray[Any] | Tensor) -> Tensor:
+    # The copy lets read-only and flipped arrays in.
+    return images if isinstance(images, Tensor) else torch.tensor(np.ascontiguousarray(images))
+
+
+def _largest(images: Tensor, data_range: float) -> float:
+    """Return the largest value, after checking that all are within [0, data_range]."""
+    if not 0 < data_range < float("inf"):
+        raise MetricError(f"data_range must be positive and finite, not {data_range}.")
+    smallest, largest = (float(value) for value in images.detach().aminmax())
+    if not (smallest > -float("inf") and largest < float("inf")):
+        raise MetricError("The images contain NaN or infinite values: mend them first.")
+    if smallest < 0 or largest > data_range:
+        raise MetricError(
+            f"The images have values from {smallest:g} to {largest:g}, outside "
+            f"[0, {data_range:g}]: shift or clip them, or mend data_range."
+        )
+    return largest
+
+
+def _like(images: Images, values: Tensor) -> Images:
+    """Return per-image values as the type of the input, one number for one image."""
+    values = values if images.ndim == 4 else values[0]
+    return values if isinstance(images, Tensor) else values.numpy()
