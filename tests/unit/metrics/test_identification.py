@@ -1,0 +1,198 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bench.errors import MetricError
+from bench.metrics.identification import acceptance, identification
+
+NAN = np.full(2, np.nan)
+
+
+def at(*degrees):
+    """Unit vectors in the plane."""
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1)
+
+
+def clouds(seed, people=12, images=3, dimension=8, spread=0.8):
+    rng = np.random.default_rng(seed)
+    identities = np.repeat(np.arange(people), images)
+    centres = rng.normal(size=(people, dimension))
+    return centres[identities] + spread * rng.normal(size=(len(identities), dimension)), identities
+
+
+def brute_force_rank(probe, identity, gallery, identities):
+    def cosine(a, b):
+        return a @ b / np.sqrt((a @ a) * (b @ b))
+
+    best = {
+        person: max(cosine(probe, gallery[i]) for i in np.flatnonzero(identities == person))
+        for person in set(identities.tolist())
+    }
+    return 1 + sum(s >= best[identity] for person, s in best.items() if person != identity)
+
+
+class TestIdentification:
+    @given(st.integers(0, 10_000))
+    def test_rank_equals_brute_force(self, seed):
+        gallery, owners = clouds(seed)
+        probes, identities = clouds(seed + 1, people=12, images=2)
+        result = identification(probes, identities, gallery, owners, ranks=(1, 3))
+        expected = [
+            brute_force_rank(p, i, gallery, owners)
+            for p, i in zip(probes, identities.tolist(), strict=True)
+        ]
+        assert result.rank.tolist() == expected
+        assert result.cmc.tolist() == [
+            np.mean(np.array(expected) <= k) for k in range(1, result.people + 1)
+        ]
+        assert result.rates == {1: result.cmc[0], 3: result.cmc[2]}
+        assert result.cmc[-1] == 1
+
+    def test_order_of_gallery_and_kind_of_label_do_not_matter(self):
+        gallery, owners = clouds(0)
+        probes, identities = clouds(1)
+        order = np.random.default_rng(0).permutation(len(gallery))
+        plain = identification(probes, identities, gallery, owners)
+        other = identification(
+            torch.from_numpy(probes),
+            [f"{i:02d}" for i in identities],
+            torch.from_numpy(gallery[order] * 7),
+            [f"{i:02d}" for i in owners[order]],
+        )
+        assert plain.rank.tolist() == other.rank.tolist()
+
+    def test_ties_count_against_the_probe(self):
+        result = identification(at(10), ["a"], at(0, 0, 90), ["a", "b", "c"])
+        assert result.rank.tolist() == [2]
+        same_person = identification(at(10), ["a"], at(0, 0, 90), ["a", "a", "c"])
+        assert same_person.rank.tolist() == [1]
+
+    def test_a_template_that_forgets_the_person_ranks_last(self):
+        people = np.arange(50)
+        constant = np.tile(np.random.default_rng(0).normal(size=33), (50, 1))
+        result = identification(constant, people, constant, people)
+        assert set(result.rank) == {50}
+
+    def test_rank_counts_people_not_entries(self):
+        result = identification(at(0), ["a"], at(20, 1, 2, 3), ["a", "b", "b", "b"])
+        assert result.rank.tolist() == [2]
+
+    def test_failed_probes_are_misses_at_every_rank(self):
+        probes = np.vstack([at(0, 90), NAN, NAN])
+        result = identification(probes, [0, 1, 0, 9], at(0, 90), [0, 1], ranks=(1, 2))
+        assert result.failed.tolist() == [False, False, True, True]
+        assert result.rank.tolist() == [1, 1, 3, 0]
+        assert result.mated.tolist() == [True, True, True, False]
+        assert result.rates == {1: 2 / 3, 2: 2 / 3}
+        assert result.hits().tolist() == [True, True, False]
+        assert result.top_score[2] == -np.inf
+
+    def test_open_set_threshold_comes_from_the_maxima_of_non_mated_probes(self):
+        gallery = at(0, 90)
+        probes = at(5, 95, 40, 0, 30, 30, -150)  # mated: 0, 1, 0, 1 (wrong person)
+        identities = [0, 1, 0, 1, 7, 8, 9]
+        result = identification(probes, identities, gallery, [0, 1])
+        strict, loose = result.tpir_at_fpir([0.5, 0.9])
+        assert strict.threshold == pytest.approx(np.cos(np.radians(30)))
+        assert strict.hits.tolist() == [True, True, False, False]
+        assert (strict.tpir, strict.false_positives) == (0.5, 0)  # the two maxima tie
+        assert loose.threshold == pytest.approx(np.cos(np.radians(120)))
+        assert loose.hits.tolist() == [True, True, True, False]
+        assert loose.achieved_fpir == 2 / 3
+
+    def test_failed_non_mated_probes_stay_in_the_denominator(self):
+        probes = np.vstack([at(0, 30), NAN])
+        result = identification(probes, [0, 7, 8], at(0), [0])
+        (point,) = result.tpir_at_fpir(0.5)
+        assert (point.threshold, point.achieved_fpir) == (-np.inf, 0.5)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((at(0), [0, 1], at(0), [0]), "probe_identities must hold 1"),
+            ((at(0), [0], at(0, 1), [0]), "gallery_identities must hold 2"),
+            ((np.ones((1, 3)), [0], at(0), [0]), "3 dimensions"),
+            ((at(0), [1], at(0), [0]), "no probe's identity"),
+            ((at(0), ["0"], at(0), [0]), "both be integers or both strings"),
+            ((at(0), [0], np.zeros((1, 2)), [0]), "row 0 of gallery"),
+            ((np.zeros((1, 2)), [0], at(0), [0]), "row 0 of probes"),
+            ((at(0), [0], np.vstack([at(0), NAN]), [0, 1]), "row 1 of gallery"),
+            ((np.array([[np.inf, 0]]), [0], at(0), [0]), "row 0 of probes"),
+            ((at(0), [0], np.empty((0, 2)), []), "gallery must be a non-empty"),
+        ],
+    )
+    def test_bad_input_is_named(self, arguments, message):
+        with pytest.raises(MetricError, match=message):
+            identification(*arguments)
+
+    @pytest.mark.parametrize("rank", [0, 3])
+    def test_ranks_beyond_the_gallery_are_refused(self, rank):
+        with pytest.raises(MetricError, match=r"1\.\.2"):
+            identification(at(0), [0], at(0, 90), [0, 1], ranks=(rank,))
+
+    def test_fpir_needs_non_mated_probes(self):
+        result = identification(at(0), [0], at(0), [0])
+        with pytest.raises(MetricError, match="outside it"):
+            result.tpir_at_fpir(0.1)
+
+
+class TestAcceptance:
+    def test_type_two_is_averaged_per_person_first(self):
+        images = at(0, 10, 20, 30, 90, 100)
+        people = ["a", "a", "a", "a", "b", "b"]
+        reconstructions = at(0, 10, 120)
+        result = acceptance(reconstructions, [0, 1, 4], images, people, np.cos(np.radians(15)))
+        assert result.type1.tolist() == [True, True, False]
+        assert result.type2.tolist() == [1 / 3, 2 / 3, 0]
+        assert result.sar_type1 == 0.5
+        assert result.sar_type2 == pytest.approx(0.25)
+        assert result.identities.tolist() == ["a", "a", "b"]
+        assert result.similarity.tolist() == pytest.approx([1, 1, np.cos(np.radians(30))])
+
+    @given(st.integers(0, 10_000), st.floats(-1, 1))
+    def test_equals_the_definition(self, seed, threshold):
+        images, people = clouds(seed, people=5, images=4)
+        rng = np.random.default_rng(seed)
+        leaked = rng.integers(0, len(images), 9)
+        made = images[leaked] + rng.normal(size=(9, 8))
+        result = acceptance(made, leaked, images, people, threshold)
+        unit = images / np.linalg.norm(images, axis=1, keepdims=True)
+        cosines = made / np.linalg.norm(made, axis=1, keepdims=True) @ unit.T
+        for probe, row in enumerate(leaked):
+            others = (people == people[row]) & (np.arange(len(images)) != row)
+            assert result.type1[probe] == (cosines[probe, row] > threshold)
+            assert result.type2[probe] == np.mean(cosines[probe, others] > threshold)
+
+    def test_failures_are_rejected_and_counted(self):
+        result = acceptance(np.vstack([at(0), NAN]), [0, 0], at(0, 0), [0, 0], 0.5)
+        assert result.type1.tolist() == [True, False]
+        assert result.type2.tolist() == [1, 0]
+        assert (result.sar_type1, result.sar_type2) == (0.5, 0.5)
+        assert np.isnan(result.similarity[1])
+
+    def test_people_with_one_image_have_no_type_two(self):
+        result = acceptance(at(0, 90), [0, 1], at(0, 90, 91), [0, 1, 1], 0.5)
+        assert np.isnan(result.type2[0])
+        assert result.sar_type2 == 1
+        alone = acceptance(at(0), [0], at(0), [0], 0.5)
+        assert np.isnan(alone.sar_type2)
+        assert alone.sar_type1 == 1
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ((at(0), [0, 1], at(0, 1), [0, 0], 0.5), "2 rows for 1"),
+            ((at(0), [2], at(0, 1), [0, 0], 0.5), r"outside 0\.\.1"),
+            ((at(0), [0.5], at(0, 1), [0, 0], 0.5), "row numbers"),
+            ((at(0), [0], at(0, 1), [0], 0.5), "reference_identities must hold 2"),
+            ((at(0), [0], np.ones((1, 3)), [0], 0.5), "references 3"),
+            ((at(0), [0], at(0), [0], 1.5), r"\[-1, 1\]"),
+            ((at(0), [0], at(0), [0], float("nan")), r"\[-1, 1\]"),
+        ],
+    )
+    def test_bad_input_is_named(self, arguments, message):
+        with pytest.raises(MetricError, match=message):
+            acceptance(*arguments)
