@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -57,6 +58,37 @@ def reading(path: Path, *, max_bytes: int | None = None) -> Iterator[BinaryIO]:
     except OSError as error:
         raise DataError(
             f"{path} cannot be read ({error.strerror or error}): check its permissions."
+        ) from error
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[BinaryIO]:
+    """Open a file for writing bytes that appears under its name complete or not at all.
+
+    Args:
+        path: File to write or to replace; its folder exists.
+
+    Yields:
+        A binary stream into a temporary file beside it, synced and renamed on a clean exit and
+        removed otherwise.
+
+    Raises:
+        DataError: The system refuses to write.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        try:
+            with temporary.open("wb") as stream:
+                yield stream
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be written ({error.strerror or error}): "
+            "make room or choose another folder."
         ) from error
 
 

@@ -1,0 +1,651 @@
+"""insightface's pair sets (`lfw.bin`, `cfp_fp.bin`, ...), read without executing anything.
+
+A file is `pickle.dump((bins, issame_list))`: 2P encoded images, pair p being images 2p and 2p + 1,
+and P booleans (deepinsight/insightface, `recognition/arcface_torch/eval/verification.py`,
+`load_bin`).
+
+A pickle is a program, and running one from somebody else hands over the machine. Here it is read
+as data. A small machine follows only the instructions that writing lists of byte strings takes, in
+protocols 0 to 5 of Python 2 and 3. It keeps where a byte string lies instead of its content, notes
+names and calls (`_codecs.encode`, numpy's array constructors) as records to be recognised later,
+and imports and calls nothing. Its memory follows the number of images, not what the file claims.
+
+`convert` writes the same pairs as a tar of images and a CSV, after which no pickle is needed.
+"""
+
+from __future__ import annotations
+
+import codecs
+import csv
+import io
+import re
+import struct
+import tarfile
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+
+import numpy as np
+
+from bench.assets import file_sha256
+from bench.datasets.images import decode, reading, writing
+from bench.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+FOLDS = 10
+
+PAIRS = {"lfw": 6000, "cfp_fp": 7000, "agedb_30": 6000, "calfw": 6000, "cplfw": 6000}
+"""Number of pairs of the five sets that the field reports, by the stem of the file."""
+
+MAX_IMAGE_BYTES = 4 << 20
+"""Largest encoded image of a pair, in bytes."""
+
+MAX_IMAGE_PIXELS = 1 << 22
+"""Largest decoded image of a pair, in pixels."""
+
+_MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
+
+# A pair takes 5 to 30 instructions and two images of 600 bytes or more. What one instruction can
+# make the machine remember is below 200 bytes.
+_FREE_INSTRUCTIONS = 20_000
+_BYTES_PER_INSTRUCTION = 100
+
+# Escapes of protocol 0 take at most six characters for a byte.
+_MAX_LINE = 6 * MAX_IMAGE_BYTES + 3
+
+_ENCODE = "_codecs.encode"
+_RECONSTRUCT = "numpy._core.multiarray._reconstruct"
+_SCALAR = "numpy._core.multiarray.scalar"
+_FROM_BUFFER = "numpy._core.numeric._frombuffer"
+_DTYPE = "numpy.dtype"
+_NAMES = frozenset({_ENCODE, _RECONSTRUCT, _SCALAR, _FROM_BUFFER, _DTYPE, "numpy.ndarray"})
+
+_RAW = "raw"
+_ESCAPED = "string-escape"
+_UTF8 = "utf-8"
+_UNICODE_ESCAPE = "raw-unicode-escape"
+
+
+class _Span(NamedTuple):
+    """Where a string lies in the file, how it is written there, and whether it is text."""
+
+    offset: int
+    length: int
+    codec: str = _RAW
+    text: bool = False
+
+    def content(self, stream: BinaryIO) -> bytes:
+        """Return the string; text as latin1, the way in which old protocols carry bytes.
+
+        Raises:
+            ValueError: The bytes are not written in the codec.
+        """
+        stream.seek(self.offset)
+        data = stream.read(self.length)
+        if self.codec == _RAW:
+            return data
+        if self.codec == _ESCAPED:
+            return codecs.escape_decode(data)[0]
+        return data.decode(self.codec).encode("latin-1")
+
+
+class _Name(NamedTuple):
+    text: str
+
+
+@dataclass(slots=True)
+class _Call:
+    """A call that the pickle asks for: noted, never made."""
+
+    name: str
+    arguments: tuple[object, ...]
+    state: object = None
+
+
+@dataclass(frozen=True)
+class PairImages:
+    """Encoded images in pairs, decoded one at a time when asked for.
+
+    Attributes:
+        path: File that holds the images.
+        same: Boolean array of shape (pairs,): both images show the same person.
+        folds: Integer array of shape (pairs,): ten contiguous blocks, numbered from 0.
+        spans: Where the 2P images lie in the file; pair p has images 2p and 2p + 1.
+    """
+
+    path: Path
+    same: NDArray[np.bool_]
+    folds: NDArray[np.intp]
+    spans: Sequence[_Span]
+
+    def __len__(self) -> int:
+        return len(self.same)
+
+    def encoded(self, index: int) -> bytes:
+        """Return image `index`, 0 to 2P - 1, as its JPEG or PNG bytes.
+
+        Raises:
+            DataError: The file cannot be read or does not hold an image there any more.
+        """
+        with reading(self.path) as stream:
+            return _image_bytes(stream, self.spans[index], f"{self.path}, image {index}")
+
+    def image(self, index: int) -> NDArray[np.uint8]:
+        """Return image `index`, 0 to 2P - 1, as an RGB array of shape (height, width, 3), 0 to 255.
+
+        Raises:
+            DataError: The image is damaged or too large.
+        """
+        where = f"{self.path}, image {index}"
+        return decode(self.encoded(index), where=where, max_pixels=MAX_IMAGE_PIXELS)
+
+    def __iter__(self) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+        """Yield the decoded pairs in order."""
+        for index in range(0, len(self.spans), 2):
+            yield self.image(index), self.image(index + 1)
+
+
+def read_bin(path: Path, *, allow_numpy: bool = False) -> PairImages:
+    """Index a pair set in insightface's format without executing anything.
+
+    Args:
+        path: The `.bin` file. One that bears the name of a set in `PAIRS` must have its size.
+        allow_numpy: Accept flags and images that were pickled as numpy objects; they are read as
+            data like everything else.
+
+    Returns:
+        The pairs; their images stay in the file.
+
+    Raises:
+        DataError: The file is not such a pickle, asks for anything but lists of images and flags,
+            is truncated, or holds embeddings (insightface's `dumpR` writes those under the same
+            suffix).
+    """
+    with reading(path) as stream:
+        root = _Machine(stream, path).run()
+        spans, same = _Reader(stream, path, allow_numpy).pairs(root)
+    expected = PAIRS.get(path.stem, len(same))
+    if len(same) != expected:
+        raise DataError(
+            f"{path} has {len(same)} pairs where the set of this name has {expected}: "
+            "get the complete file, or rename it if it is another set."
+        )
+    return PairImages(path, same, contiguous_folds(len(same)), spans)
+
+
+def contiguous_folds(pairs: int) -> NDArray[np.intp]:
+    """Return ten contiguous folds of equal size; the first ones take what is left over.
+
+    This is scikit-learn's `KFold(10, shuffle=False)`, which insightface runs.
+    """
+    sizes = [(pairs + FOLDS - 1 - fold) // FOLDS for fold in range(FOLDS)]
+    return np.repeat(np.arange(FOLDS), sizes)
+
+
+_STRINGS = {
+    b"U": ("<B", _RAW, False),
+    b"T": ("<i", _RAW, False),
+    b"C": ("<B", _RAW, False),
+    b"B": ("<I", _RAW, False),
+    b"\x8e": ("<Q", _RAW, False),
+    b"\x96": ("<Q", _RAW, False),
+    b"\x8c": ("<B", _UTF8, True),
+    b"X": ("<I", _UTF8, True),
+    b"\x8d": ("<Q", _UTF8, True),
+}
+_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i"}
+_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
+_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
+
+
+class _Machine:
+    """Follows the instructions of a pickle that build lists, tuples and strings; refuses others."""
+
+    def __init__(self, stream: BinaryIO, path: Path) -> None:
+        self._stream = stream
+        self._path = path
+        self._size = stream.seek(0, io.SEEK_END)
+        self._stack: list[object] = []
+        self._marks: list[int] = []
+        self._memo: dict[int, object] = {}
+        stream.seek(0)
+
+    def run(self) -> object:
+        """Return what the pickle builds: spans, names, calls, constants, lists and tuples."""
+        limit = _FREE_INSTRUCTIONS + self._size // _BYTES_PER_INSTRUCTION
+        for _ in range(limit):
+            code = self._take(1)
+            if code == b".":
+                return self._pop()
+            self._step(code)
+        raise self._error(
+            f"has more than the {limit} instructions that images of its size account for"
+        )
+
+    def _step(self, code: bytes) -> None:
+        if code in _STRINGS:
+            layout, codec, text = _STRINGS[code]
+            self._push_span(self._number(layout), codec, text)
+        elif code in _NUMBERS:
+            self._stack.append(self._number(_NUMBERS[code]))
+        elif code in _CONSTANTS:
+            self._stack.append(_CONSTANTS[code])
+        elif code in _TUPLES:
+            self._stack.append(tuple([self._pop() for _ in range(_TUPLES[code])][::-1]))
+        else:
+            self._step_otherwise(code)
+
+    def _step_otherwise(self, code: bytes) -> None:
+        match code:
+            case b"(":
+                self._marks.append(len(self._stack))
+            case b"]":
+                self._stack.append([])
+            case b"l":
+                self._stack.append(self._pop_to_mark())
+            case b"t":
+                self._stack.append(tuple(self._pop_to_mark()))
+            case b"a":
+                self._extend([self._pop()])
+            case b"e":
+                self._extend(self._pop_to_mark())
+            case b"c":
+                self._push_name(self._line(), self._line())
+            case b"\x93":
+                attribute, module = self._short_string(), self._short_string()
+                self._push_name(module, attribute)
+            case b"R":
+                self._call()
+            case b"b":
+                self._build()
+            case b"S":
+                self._push_quoted()
+            case b"V":
+                self._push_escaped()
+            case b"I" | b"L":
+                self._stack.append(self._decimal())
+            case b"p":
+                self._remember(self._decimal())
+            case b"q":
+                self._remember(self._number("<B"))
+            case b"r":
+                self._remember(self._number("<I"))
+            case b"\x94":
+                self._remember(len(self._memo))
+            case b"g":
+                self._recall(self._decimal())
+            case b"h":
+                self._recall(self._number("<B"))
+            case b"j":
+                self._recall(self._number("<I"))
+            case b"\x80":
+                self._take(1)  # the protocol's number: the instructions speak for themselves
+            case b"\x95":
+                self._take(8)  # the length of a frame: a hint for buffering
+            case _:
+                raise self._error(
+                    f"has the instruction '{_shown(code)}' that no list of images needs"
+                )
+
+    def _error(self, problem: str) -> DataError:
+        return DataError(
+            f"{self._path} {problem} (byte {self._stream.tell()}), and nothing in it was run: "
+            "get a complete file from a source that you trust."
+        )
+
+    def _take(self, count: int) -> bytes:
+        data = self._stream.read(count)
+        if len(data) < count:
+            raise self._error("ends in the middle of a pickle")
+        return data
+
+    def _number(self, layout: str) -> int:
+        value: int = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
+        return value
+
+    def _line(self) -> bytes:
+        line = self._stream.readline(_MAX_LINE)
+        if not line.endswith(b"\n"):
+            raise self._error("has a line without an end")
+        return line[:-1]
+
+    def _decimal(self) -> int:
+        line = self._line()
+        if line in (b"00", b"01"):  # how protocols 0 and 1 write False and True
+            return line == b"01"
+        if not re.fullmatch(rb"-?[0-9]{1,18}L?", line):
+            raise self._error(f"has '{_shown(line)}' where a number belongs")
+        return int(line.removesuffix(b"L"))
+
+    def _pop(self) -> object:
+        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
+            raise self._error("takes more from its stack than it put there")
+        return self._stack.pop()
+
+    def _pop_to_mark(self) -> list[object]:
+        if not self._marks:
+            raise self._error("takes more from its stack than it put there")
+        start = self._marks.pop()
+        items = self._stack[start:]
+        del self._stack[start:]
+        return items
+
+    def _push_span(self, length: int, codec: str, text: bool) -> None:
+        offset = self._stream.tell()
+        if not 0 <= length <= self._size - offset:
+            raise self._error(f"promises {length} bytes where {self._size - offset} are left")
+        self._stream.seek(length, io.SEEK_CUR)
+        self._stack.append(_Span(offset, length, codec, text))
+
+    def _push_quoted(self) -> None:
+        offset, line = self._stream.tell(), self._line()
+        if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
+            raise self._error("has a string without its quotes")
+        self._stack.append(_Span(offset + 1, len(line) - 2, _ESCAPED))
+
+    def _push_escaped(self) -> None:
+        offset, line = self._stream.tell(), self._line()
+        self._stack.append(_Span(offset, len(line), _UNICODE_ESCAPE, text=True))
+
+    def _push_name(self, module: bytes, attribute: bytes) -> None:
+        name = f"{_shown(module)}.{_shown(attribute)}".replace("numpy.core.", "numpy._core.")
+        if name not in _NAMES:
+            raise self._error(f"asks for {name}, which no list of images needs")
+        self._stack.append(_Name(name))
+
+    def _short_string(self) -> bytes:
+        node, position = self._pop(), self._stream.tell()
+        if not isinstance(node, _Span) or node.length > 100:
+            raise self._error("asks for something without a name")
+        try:
+            return node.content(self._stream)
+        except ValueError as error:
+            raise self._error("asks for something without a name") from error
+        finally:
+            self._stream.seek(position)
+
+    def _extend(self, items: list[object]) -> None:
+        target = self._pop()
+        if not isinstance(target, list):
+            raise self._error("appends to something that is not a list")
+        target.extend(items)
+        self._stack.append(target)
+
+    def _call(self) -> None:
+        arguments, name = self._pop(), self._pop()
+        if not isinstance(name, _Name) or not isinstance(arguments, tuple):
+            raise self._error("calls something without a name")
+        self._stack.append(_Call(name.text, arguments))
+
+    def _build(self) -> None:
+        state, target = self._pop(), self._pop()
+        if not isinstance(target, _Call):
+            raise self._error("gives a state to something that was not called")
+        target.state = state
+        self._stack.append(target)
+
+    def _remember(self, index: int) -> None:
+        self._memo[index] = self._pop()
+        self._stack.append(self._memo[index])
+
+    def _recall(self, index: int) -> None:
+        if index not in self._memo:
+            raise self._error(f"recalls number {index} that it never remembered")
+        self._stack.append(self._memo[index])
+
+
+class _Reader:
+    """Recognises images and flags in what the machine noted; never looks deeper than it has to."""
+
+    def __init__(self, stream: BinaryIO, path: Path, allow_numpy: bool) -> None:
+        self._stream = stream
+        self._path = path
+        self._allow_numpy = allow_numpy
+
+    def pairs(self, root: object) -> tuple[list[_Span], NDArray[np.bool_]]:
+        """Return where the images are, and the flags."""
+        if not isinstance(root, tuple) or len(root) != 2:
+            raise self._error("does not hold a list of images and a list of flags")
+        images, flags = root
+        if not isinstance(images, list):
+            raise self._error(
+                "has no list of encoded images, perhaps embeddings as insightface's dumpR writes"
+            )
+        spans = [self._image(node, index) for index, node in enumerate(images)]
+        same = self._flags(flags)
+        if len(spans) != 2 * len(same) or not spans:
+            raise self._error(f"has {len(spans)} images for {len(same)} pairs, not two for each")
+        return spans, same
+
+    def _error(self, problem: str) -> DataError:
+        return DataError(f"{self._path} {problem}: check that it is a complete set of image pairs.")
+
+    def _image(self, node: object, index: int) -> _Span:
+        span = self._bytes(node)
+        if span is None and (array := self._array(node)) is not None:
+            dtype, span = array
+            if dtype != b"u1":
+                raise self._error(
+                    f"has numbers of type {_shown(dtype)} where image {index} belongs"
+                )
+        if span is None:
+            raise self._error(f"has something else than bytes where image {index} belongs")
+        _image_bytes(self._stream, span, f"{self._path}, image {index}")
+        return span
+
+    def _flags(self, node: object) -> NDArray[np.bool_]:
+        if isinstance(node, list):
+            return np.array(
+                [self._flag(item, index) for index, item in enumerate(node)], dtype=bool
+            )
+        return np.frombuffer(self._flag_bytes(node, "its flags"), dtype=bool)
+
+    def _flag(self, node: object, index: int) -> bool:
+        if isinstance(node, bool):
+            return node
+        data = self._flag_bytes(node, f"flag {index}")
+        if len(data) != 1:
+            raise self._error(f"has {len(data)} values where flag {index} belongs")
+        return data == b"\x01"
+
+    def _flag_bytes(self, node: object, what: str) -> bytes:
+        """Return numpy booleans as bytes of 0 and 1."""
+        dtype, span = self._array(node) or (b"", None)
+        if span is None or dtype != b"b1":
+            raise self._error(f"has something else than True or False for {what}")
+        data = self._content(span)
+        if data.translate(None, b"\x00\x01"):
+            raise self._error(f"has bytes other than 0 and 1 for {what}")
+        return data
+
+    def _bytes(self, node: object) -> _Span | None:
+        """Return the span of a byte string: as it is, or as latin1 text that is to be encoded."""
+        if isinstance(node, _Span) and not node.text:
+            return node
+        if isinstance(node, _Call) and node.name == _ENCODE and len(node.arguments) == 2:
+            text, encoding = node.arguments
+            if isinstance(text, _Span) and text.text and self._string(encoding) == b"latin1":
+                return text._replace(text=False)
+        return None
+
+    def _array(self, node: object) -> tuple[bytes, _Span] | None:
+        """Return the type code and the span of a numpy array or scalar."""
+        match node:
+            case _Call(name=name, state=(_, _, kind, _, data)) if name == _RECONSTRUCT:
+                pass
+            case _Call(name=name, arguments=(data, kind, _, _)) if name == _FROM_BUFFER:
+                pass
+            case _Call(name=name, arguments=(kind, data)) if name == _SCALAR:
+                pass
+            case _:
+                return None
+        if not self._allow_numpy:
+            raise DataError(
+                f"{self._path} holds numpy objects: allow_numpy=True reads them, as data."
+            )
+        span = self._bytes(data)
+        return None if span is None else (self._type(kind), span)
+
+    def _type(self, node: object) -> bytes:
+        match node:
+            case _Call(name=name, arguments=(code, *_)) if name == _DTYPE:
+                return self._string(code)
+            case _:
+                return b""
+
+    def _string(self, node: object) -> bytes:
+        """Return a short string, or nothing if that is not what the node is."""
+        return self._content(node) if isinstance(node, _Span) and node.length < 20 else b""
+
+    def _content(self, span: _Span) -> bytes:
+        try:
+            return span.content(self._stream)
+        except ValueError as error:
+            raise self._error(f"has a damaged string at byte {span.offset} ({error})") from error
+
+
+def _image_bytes(stream: BinaryIO, span: _Span, where: str) -> bytes:
+    """Return an encoded image after checking that it is one, as far as its first bytes tell."""
+    try:
+        data = span.content(stream) if span.length <= _MAX_LINE else b""
+    except ValueError as error:
+        raise DataError(f"{where} is damaged ({error}): get a complete file.") from error
+    if not data.startswith(tuple(_MAGIC)) or len(data) > MAX_IMAGE_BYTES:
+        raise DataError(
+            f"{where} is not a JPEG or PNG image of at most {MAX_IMAGE_BYTES:,} bytes: "
+            "check that the file is a complete set of image pairs."
+        )
+    return data
+
+
+def _shown(data: bytes) -> str:
+    """Return bytes for a message: printable and short."""
+    return data[:60].decode("ascii", "backslashreplace")
+
+
+_TAR = "images.tar"
+_CSV = "pairs.csv"
+_SUMS = "SHA256SUMS"
+_FIELDS = ["left", "right", "same", "fold"]
+
+
+def convert(path: Path, folder: Path, *, allow_numpy: bool = False) -> PairImages:
+    """Write a pair set in a neutral format: `images.tar`, `pairs.csv` and `SHA256SUMS`.
+
+    The images are copied as they are. `pairs.csv` has the columns left and right (names in the
+    tar), same (0 or 1) and fold (from 0). The same set gives the same bytes. Every file appears
+    complete or not at all, and `SHA256SUMS` last, so that an interrupted conversion is noticed.
+
+    Args:
+        path: The `.bin` file.
+        folder: Where to write; created if needed, files of an earlier conversion are replaced.
+        allow_numpy: As in `read_bin`.
+
+    Returns:
+        The pairs as read back from `folder`.
+
+    Raises:
+        DataError: The file is not a usable pair set, or the folder cannot be written.
+    """
+    pairs = read_bin(path, allow_numpy=allow_numpy)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(
+            f"{folder} cannot be created ({error.strerror}): choose another folder."
+        ) from error
+    with writing(folder / _TAR) as stream:
+        names = _write_tar(pairs, stream)
+    with writing(folder / _CSV) as stream:
+        stream.write(_csv(pairs, names).encode())
+    sums = [f"{file_sha256(folder / name)}  {name}\n" for name in (_TAR, _CSV)]
+    with writing(folder / _SUMS) as stream:
+        stream.write("".join(sums).encode())
+    return open_converted(folder)
+
+
+def _write_tar(pairs: PairImages, stream: BinaryIO) -> list[str]:
+    names = []
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for index in range(len(pairs.spans)):
+            data = pairs.encoded(index)
+            suffix = next(suffix for magic, suffix in _MAGIC.items() if data.startswith(magic))
+            member = tarfile.TarInfo(f"{index:06d}.{suffix}")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+            names.append(member.name)
+    return names
+
+
+def _csv(pairs: PairImages, names: list[str]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_FIELDS)
+    columns = (names[0::2], names[1::2], pairs.same.astype(int), pairs.folds)
+    writer.writerows(zip(*columns, strict=True))
+    return text.getvalue()
+
+
+def open_converted(folder: Path) -> PairImages:
+    """Open what `convert` wrote.
+
+    Raises:
+        DataError: A file is missing, is not the one that `SHA256SUMS` records, or is malformed.
+    """
+    _verify(folder)
+    spans = _tar_spans(folder / _TAR)
+    with reading(folder / _CSV) as stream:
+        header, *rows = csv.reader(stream.read().decode("ascii", "replace").splitlines() or [""])
+    if header != _FIELDS or not all(_is_row(row, spans) for row in rows):
+        raise DataError(
+            f"{folder / _CSV} has a line other than '{','.join(_FIELDS)}' with images of {_TAR}: "
+            "convert the set again."
+        )
+    return PairImages(
+        folder / _TAR,
+        np.array([row[2] == "1" for row in rows], dtype=bool),
+        np.array([row[3] for row in rows], dtype=np.intp),
+        [spans[name] for row in rows for name in row[:2]],
+    )
+
+
+def _is_row(fields: list[str], spans: dict[str, _Span]) -> bool:
+    return (
+        len(fields) == len(_FIELDS)
+        and fields[0] in spans
+        and fields[1] in spans
+        and fields[2] in ("0", "1")
+        and re.fullmatch(r"[0-9]{1,6}", fields[3], re.ASCII) is not None
+    )
+
+
+def _verify(folder: Path) -> None:
+    with reading(folder / _SUMS, max_bytes=1000) as stream:
+        recorded = stream.read()
+    for name in (_TAR, _CSV):
+        with reading(folder / name):
+            actual = file_sha256(folder / name)
+        if f"{actual}  {name}\n".encode() not in recorded:
+            raise DataError(
+                f"{folder / name} is not the file that {_SUMS} records: convert the set again."
+            )
+
+
+def _tar_spans(path: Path) -> dict[str, _Span]:
+    """Return where every image lies in a tar of regular files with short names."""
+    spans: dict[str, _Span] = {}
+    with reading(path) as stream:
+        while (header := stream.read(tarfile.BLOCKSIZE)).strip(b"\0"):
+            try:
+                member = tarfile.TarInfo.frombuf(header, "ascii", "strict")
+            except (tarfile.HeaderError, UnicodeDecodeError) as error:
+                raise DataError(f"{path} is not a tar ({error}): convert the set again.") from error
+            if not member.isreg() or not 0 <= member.size <= MAX_IMAGE_BYTES:
+                raise DataError(f"{path} has something else than images: convert the set again.")
+            spans[member.name] = _Span(stream.tell(), member.size)
+            stream.seek(-(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, io.SEEK_CUR)
+    return spans
