@@ -1,0 +1,206 @@
+"""One cell: an attack learns what its threat lets it see, reconstructs the probes, and is scored."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from attacks.base import Attack, Reference, Victims
+from bench.datasets.base import Indices
+from bench.plan import Cell
+from bench.plugin import source_fingerprint
+from bench.recognizers.base import CROP
+from bench.registry import REFERENCES
+from bench.scoring import Scorer, Values, comparables, to_bytes
+from bench.store import Artifact, digest
+from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
+from bench.world import World, derived_seed, recognizer_fields, seeded
+from defenses.base import Defense
+
+RECONSTRUCT_BATCH = 64
+"""Probes handed to an attack at once."""
+
+
+class Cells:
+    """Runs the cells of one world, sharing what they have in common.
+
+    Args:
+        world: The world.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._trained: dict[str, Attack] = {}
+        self.scorer = Scorer(world)
+
+    def fields(self, cell: Cell) -> dict[str, Any]:
+        """Return everything that can change a cell's reconstructions."""
+        return {
+            **self._training_fields(cell),
+            "deployed": self._world.instance_fields(cell.defense, cell.leak, "defender", 0),
+            "probes": [int(photo) for photo in self._world.split.probes],
+        }
+
+    def _training_fields(self, cell: Cell) -> dict[str, Any]:
+        """Return everything that can change a trained attack: under `transfer`, no defense."""
+        world, suite = self._world, self._world.suite
+        knows_defense = cell.threat is not Threat.TRANSFER
+        return {
+            "attack": cell.attack.fields,
+            "leak": cell.leak,
+            "threat": cell.threat,
+            "attacker": world.attacker.content,
+            "recognizer": recognizer_fields(world.recognizer),
+            "seed": cell.seed,
+            "defense": cell.defense.fields if knows_defense else None,
+            "defender": world.defender.content if knows_defense else None,
+            "budget": [suite.fresh_instances, suite.query_budget, suite.score_budget],
+        }
+
+    def reconstructions(self, cell: Cell) -> Artifact:
+        """Return the 8-bit reconstructions ("images") of the probes, made or from the store."""
+        return self._world.store.artifact(
+            "reconstructions", self.fields(cell), lambda: self._attack(cell)
+        )
+
+    def values(self, cell: Cell) -> tuple[Artifact, Values]:
+        """Return a cell's reconstructions and its raw values per probe."""
+        made = self.reconstructions(cell)
+        return made, self._scored(made.key, made.tensors["images"], None)
+
+    def _scored(self, key: str, images: Tensor, shown: Indices | None) -> Values:
+        world = self._world
+        judges = [recognizer_fields(judge) for judge in world.judges.values()]
+        fields = {"images": key, "judges": judges, "fmr": world.suite.fmr, "scene": world.scene}
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            values = self.scorer.probe_values(images, shown)
+            return {name: torch.from_numpy(column.copy()) for name, column in values.items()}, {}
+
+        tensors = world.store.artifact("scores", fields, make).tensors
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
+
+    def _attack(self, cell: Cell) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        world = self._world
+        records = world.victim_records(cell.defense, cell.leak, world.split.probes)
+        attacker = self._attacker(cell, records.tensors["records"])
+        attack = self._trained_attack(cell, attacker)
+        leaked = self._leaked(cell, records.tensors["records"])
+        with seeded(derived_seed([self.fields(cell), "reconstruct"])):
+            images = [
+                check_images(cell, attack.reconstruct(part.to(world.device)), len(part))
+                for part in leaked.split(RECONSTRUCT_BATCH)
+            ]
+        return {"images": to_bytes(torch.cat(images))}, {"calls_spent": attacker.calls_spent}
+
+    def _leaked(self, cell: Cell, records: Tensor) -> Tensor:
+        """Return what the attack gets to see: records, or handles where only scores leak."""
+        return torch.arange(len(records)) if cell.threat is Threat.SCORE else records
+
+    def _trained_attack(self, cell: Cell, attacker: Attacker) -> Attack:
+        fields = self._training_fields(cell)
+        key = digest(fields)
+        metered = cell.threat in {Threat.QUERY, Threat.SCORE}
+        if key not in self._trained or metered:
+            attack: Attack = cell.attack.create()
+            self._world.progress(f"training {cell.attack.name} under {cell.threat}")
+            with seeded(derived_seed(fields)):
+                attack.fit(attacker)
+            self._trained[key] = attack
+        return self._trained[key]
+
+    def _attacker(self, cell: Cell, stored: Tensor) -> Attacker:
+        """Return an attacker that holds what its threat grants, and nothing else."""
+        world, suite, team = self._world, self._world.suite, self._world.attacker
+        defense, leak, rights = cell.defense, cell.leak, RIGHTS[cell.threat]
+
+        def held(owner: str, number: int) -> Held:
+            instance = world.instance(defense, leak, owner, number)
+            made = world.records(defense, leak, team.images, team.content, owner, number)
+            return Held(instance, made.tensors["records"])
+
+        granted: dict[str, Any] = {}
+        if Right.RECOGNIZER in rights:
+            granted["recognizer"] = world.recognizer
+        if Right.FRESH_INSTANCES in rights:
+            granted["fresh"] = [held("attacker", n) for n in range(suite.fresh_instances)]
+        if Right.DEPLOYED_INSTANCE in rights:
+            granted["deployed"] = held("defender", 0)
+        if Right.QUERIES in rights:
+            encoder = partial(_protect, world.deployed(defense, leak), derived_seed(cell.seed))
+            granted["query"] = Meter(encoder, suite.query_budget, "query")
+        if Right.SCORES in rights:
+            matcher = partial(_match, world.deployed(defense, leak), stored)
+            granted["score"] = Meter(matcher, suite.score_budget, "score")
+        return Attacker(
+            cell.threat,
+            leak,
+            team.images,
+            team.identities,
+            seed=derived_seed(self._training_fields(cell)),
+            device=world.device,
+            **granted,
+        )
+
+    # --- references -----------------------------------------------------------------------------
+
+    def reference(self, name: str) -> tuple[Artifact, Values]:
+        """Return the images and raw values of a floor or ceiling."""
+        world = self._world
+        kind = REFERENCES.get(name)
+        assert issubclass(kind, Reference)
+        mates = world.split.other_photos
+        fields = {
+            "reference": name,
+            "source": source_fingerprint(kind),
+            "scene": world.scene,
+            "attacker": world.attacker.content,
+            "seed": world.seed,
+        }
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            victims = Victims(world.images(world.split.probes), world.images(mates))
+            images = kind().images(victims, world.attacker.images, derived_seed(fields))
+            return {"images": to_bytes(images)}, {}
+
+        made = world.store.artifact("references", fields, make)
+        shown = mates if kind.shows_mates else None
+        return made, self._scored(made.key, made.tensors["images"], shown)
+
+
+def _protect(defense: Defense, seed: int, images: Tensor) -> Tensor:
+    """Return records of images, as the deployed encoder would answer a query."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        return defense.protect(
+            defense.recognizer.leaking(defense.leak, images), generator=generator
+        )
+
+
+def _match(defense: Defense, stored: Tensor, handles: Tensor, images: Tensor) -> Tensor:
+    """Return the match score of each image against the stored record of its handle."""
+    clean = defense.recognizer.leaking(defense.leak, images)
+    probes = comparables(defense.comparable, clean, images.device)
+    held = comparables(defense.comparable, stored[handles.cpu()], images.device)
+    return defense.score(probes, held).diagonal()
+
+
+def check_images(cell: Cell, images: Tensor, count: int) -> Tensor:
+    """Refuse what is not one finite image in [0, 1] per record.
+
+    Raises:
+        ValueError: The attack returned something else.
+    """
+    if not isinstance(images, Tensor) or tuple(images.shape) != (count, *CROP):
+        shape = list(getattr(images, "shape", []))
+        raise ValueError(
+            f"{cell.attack.name}.reconstruct returned shape {shape}, not {[count, *CROP]}"
+        )
+    if not torch.isfinite(images).all():
+        raise ValueError(f"{cell.attack.name}.reconstruct returned values that are not finite")
+    if images.min() < 0 or images.max() > 1:
+        raise ValueError(f"{cell.attack.name}.reconstruct returned values outside [0, 1]")
+    return images.detach().float().cpu()

@@ -1,0 +1,1 @@
+"""Datasets: photos of people, their file formats, alignment, and identity-disjoint splits."""

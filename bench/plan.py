@@ -1,0 +1,246 @@
+"""Suites: TOML files that say which cells to run, checked field by field, and the cells in them."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.datasets.base import SplitSizes
+from bench.errors import UserError
+from bench.leaks import Leak
+from bench.plugin import source_fingerprint
+from bench.registry import ATTACKS, DATASETS, DEFENSES, RECOGNIZERS, Registry
+from bench.store import digest
+from bench.threats import Threat
+
+SUITES = Path(__file__).with_name("suites")
+
+
+class SuiteError(UserError):
+    """A suite cannot be read; the message names the file and the field."""
+
+
+class Named(BaseModel):
+    """A plug-in's name with its parameters beside it: `{ name = "advface", eps = 0.6 }`."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """The fields beside the name."""
+        return dict(self.model_extra or {})
+
+
+class NamedAttack(Named):
+    """An attack, the threats to run it under, and its parameters."""
+
+    threats: tuple[Threat, ...] = Field(min_length=1)
+
+
+class Group(BaseModel):
+    """Every defense of the group meets every attack of the group."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    leak: Leak
+    defenses: tuple[Named, ...] = Field(min_length=1)
+    attacks: tuple[NamedAttack, ...] = Field(min_length=1)
+
+
+class Suite(BaseModel):
+    """The cells to run and the settings they share.
+
+    Attributes:
+        name: Name in results.
+        title: One sentence for the report.
+        dataset: Name of the dataset.
+        recognizer: Name of the recogniser under attack, with parameters.
+        judges: Recognisers beside it that score reconstructions.
+        seeds: Seeds of splits, secrets and attacks; every cell runs once per seed.
+        split: Who plays which role.
+        fmr: False match rate that fixes every judge's threshold.
+        fresh_instances: Instances of the defense that an adaptive attacker makes for itself.
+        query_budget: Calls under `query`; score_budget: calls under `score`.
+        group: Cells.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
+    title: str
+    dataset: str
+    recognizer: Named
+    judges: tuple[Named, ...] = ()
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    split: SplitSizes
+    fmr: float = Field(default=1e-3, gt=0, lt=1)
+    fresh_instances: int = Field(default=2, ge=1)
+    query_budget: int = Field(default=1000, ge=1)
+    score_budget: int = Field(default=100_000, ge=1)
+    group: tuple[Group, ...] = Field(min_length=1)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """A plug-in with all its parameters: what is hashed and shown.
+
+    Attributes:
+        kind: "attack" or "defense".
+        name: Name in the registry.
+        given: Parameters as the suite gave them.
+    """
+
+    kind: str
+    name: str
+    given: tuple[tuple[str, Any], ...]
+
+    @property
+    def _registry(self) -> Registry:
+        return ATTACKS if self.kind == "attack" else DEFENSES
+
+    def create(self) -> Any:
+        """Return a new, unfitted instance.
+
+        Raises:
+            UserError: A parameter is wrong.
+        """
+        return self._registry.get(self.name).create(  # type: ignore[attr-defined]
+            f"{self.kind} {self.name!r}", dict(self.given)
+        )
+
+    @cached_property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters, defaults included."""
+        parameters: dict[str, Any] = self.create().parameters
+        return parameters
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:
+        """What identifies it in a key: name, parameters, and source."""
+        fingerprint = source_fingerprint(self._registry.get(self.name))
+        return {"name": self.name, "parameters": self.parameters, "source": fingerprint}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """The unit of work: one attack on one defense under one threat and seed."""
+
+    leak: Leak
+    defense: Spec
+    attack: Spec
+    threat: Threat
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.leak}/{self.defense.name}/{self.attack.name}/{self.threat}/seed {self.seed}"
+
+
+def load_suite(name: str) -> Suite:
+    """Read a suite by name, or from a path that ends in `.toml`.
+
+    Raises:
+        SuiteError: There is no such suite, or a field is wrong.
+    """
+    path = Path(name) if name.endswith(".toml") else SUITES / f"{name}.toml"
+    if not path.is_file():
+        known = ", ".join(suite_names())
+        raise SuiteError(
+            f"There is no suite {name!r}: choose one of {known}, or give the path of a .toml file."
+        )
+    try:
+        fields = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise SuiteError(
+            f"The suite {path} cannot be read ({error}): mend its TOML."
+        ) from error
+    return parse_suite(fields, str(path))
+
+
+def parse_suite(fields: dict[str, Any], where: str) -> Suite:
+    """Check the fields of a suite.
+
+    Raises:
+        SuiteError: A field is wrong; the message names it.
+    """
+    try:
+        return Suite.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"])
+        raise SuiteError(
+            f"The suite {where} has a wrong field {field!r} ({first['msg']}): mend it."
+        ) from error
+
+
+def suite_names() -> list[str]:
+    """Return the names of the built-in suites."""
+    return sorted(path.stem for path in SUITES.glob("*.toml"))
+
+
+def cells(suite: Suite) -> list[Cell]:
+    """Return the cells of a suite, checked against what attacks and defenses can do.
+
+    An undefended object has no secrets, so `none` meets each attack once, under its first threat.
+
+    Raises:
+        UserError: A name or parameter is unknown, or an attack does not fit a leak or threat.
+    """
+    for registry, names in (
+        (DATASETS, [suite.dataset]),
+        (RECOGNIZERS, [item.name for item in (suite.recognizer, *suite.judges)]),
+    ):
+        for name in names:
+            registry.entry(name)
+    planned: dict[str, Cell] = {}
+    for seed in suite.seeds:
+        for group in suite.group:
+            for cell in _group_cells(group, seed):
+                planned.setdefault(cell_fields_key(cell), cell)
+    return list(planned.values())
+
+
+def cell_fields_key(cell: Cell) -> str:
+    """Return a key of what a cell is, whatever the data: equal cells are run once."""
+    return digest(
+        [cell.leak, cell.defense.fields, cell.attack.fields, cell.threat, cell.seed]
+    )
+
+
+def _group_cells(group: Group, seed: int) -> list[Cell]:
+    found = []
+    for named_defense in group.defenses:
+        defense = Spec("defense", named_defense.name, tuple(named_defense.parameters.items()))
+        _check_leak(defense, group.leak)
+        for named_attack in group.attacks:
+            attack = Spec("attack", named_attack.name, tuple(named_attack.parameters.items()))
+            _check_leak(attack, group.leak)
+            threats = named_attack.threats
+            for threat in threats[:1] if defense.name == "none" else threats:
+                _check_threat(attack, threat)
+                found.append(Cell(group.leak, defense, attack, threat, seed))
+    return found
+
+
+def _check_leak(spec: Spec, leak: Leak) -> None:
+    leaks = spec.create().leaks
+    if leak not in leaks:
+        raise SuiteError(
+            f"The {spec.kind} {spec.name!r} does not work on the leak {leak} (only on "
+            f"{', '.join(sorted(leaks))}): move it to another group of the suite."
+        )
+
+
+def _check_threat(attack: Spec, threat: Threat) -> None:
+    threats = attack.create().threats
+    if threat not in threats:
+        raise SuiteError(
+            f"The attack {attack.name!r} does not run under the threat {threat} (only under "
+            f"{', '.join(sorted(threats))}): change its threats in the suite."
+        )

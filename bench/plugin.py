@@ -1,0 +1,73 @@
+"""What attacks and defenses share: parameters that are checked, hashed and shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from bench.errors import UserError
+
+
+class Plugin:
+    """Base of attacks and defenses: a dataclass whose fields are its parameters.
+
+    Fields carry their type, default and limits (`Annotated[float, Field(gt=0)]`); `create` checks
+    values against them. State learned in `fit` is kept in plain attributes, not in fields.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
+
+    @classmethod
+    def create(cls, where: str, parameters: dict[str, Any]) -> Self:
+        """Return an instance with checked parameters.
+
+        Args:
+            where: What to name in a message: "defense 'advface'".
+            parameters: Values by field name; missing ones take their defaults.
+
+        Raises:
+            UserError: A value has the wrong type or range, or there is no such parameter.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(parameters)
+        except ValidationError as error:
+            first = error.errors()[0]
+            field = ".".join(str(part) for part in first["loc"])
+            known = ", ".join(item.name for item in dataclasses.fields(cls)) or "none"  # type: ignore[arg-type]
+            raise UserError(
+                f"The parameter {field!r} of {where} cannot be {first['input']!r} "
+                f"({first['msg']}): its parameters are {known}."
+            ) from error
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        """All parameters by name, defaults included."""
+        return dataclasses.asdict(self)  # type: ignore[call-overload]
+
+
+def source_fingerprint(plugin: type) -> str:
+    """Return the sha256 of the source of a plug-in and of the plug-in modules that it uses."""
+    digest = hashlib.sha256()
+    for path in sorted(_source_files(plugin.__module__, set())):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _source_files(module_name: str, seen: set[str]) -> set[Path]:
+    """Return the files of a module and, transitively, of the attacks and defenses it imports."""
+    if module_name in seen:
+        return set()
+    seen.add(module_name)
+    module = sys.modules[module_name]
+    files = {Path(inspect.getfile(module))}
+    for value in vars(module).values():
+        used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+        if isinstance(used, str) and used.partition(".")[0] in {"attacks", "defenses"}:
+            files |= _source_files(used, seen)
+    return files

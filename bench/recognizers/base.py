@@ -1,0 +1,80 @@
+"""What every face recogniser offers: a head, a tail, and a similarity of embeddings."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.leaks import Leak
+
+CROP = (3, 112, 112)
+"""Shape of an input image: RGB in [0, 1], aligned to the ArcFace template (`bench.datasets.align`)."""
+
+BATCH = 32
+
+
+class Recognizer(nn.Module, ABC):
+    """A face network cut into `head: image -> features` and `tail: features -> embedding`.
+
+    All weights are frozen; both halves are differentiable with respect to their input. Inputs and
+    outputs are float32 whatever the precision inside.
+
+    Attributes:
+        name: Name in the registry.
+        weights_sha256: Hash of the file the weights came from.
+        feature_shape: Shape (C, H, W) of the map at the cut.
+        embedding_size: Length of an embedding.
+        precision: Type of the arithmetic inside ("float32" or "bfloat16"); part of a result's key.
+    """
+
+    name: ClassVar[str]
+    weights_sha256: str
+    feature_shape: tuple[int, int, int]
+    embedding_size: int
+    precision: str
+
+    @abstractmethod
+    def head(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, 112, 112) in [0, 1] to features (N, *feature_shape)."""
+
+    @abstractmethod
+    def tail(self, features: Tensor) -> Tensor:
+        """Map features (N, *feature_shape) to embeddings (N, embedding_size)."""
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, 112, 112) in [0, 1] to embeddings (N, embedding_size)."""
+        return self.tail(self.head(images))
+
+    def leaking(self, leak: Leak, images: Tensor) -> Tensor:
+        """Return the undefended object that leaks, batch by batch and without gradients.
+
+        Args:
+            leak: Which object: the images themselves, features, or embeddings.
+            images: (N, 3, 112, 112) in [0, 1].
+        """
+        match leak:
+            case Leak.IMAGE:
+                return images
+            case Leak.FEATURES:
+                return _batched(self.head, images)
+            case Leak.TEMPLATE:
+                return _batched(self.embed, images)
+
+    def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
+        """Return the (P, R) similarities of embeddings; higher is more alike. Default: cosine."""
+        return functional.normalize(probes, dim=1) @ functional.normalize(references, dim=1).T
+
+
+@torch.no_grad()
+def _batched(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    return torch.cat([function(batch) for batch in images.split(BATCH)])
+
+
+def best_cpu_precision() -> str:
+    """Return "bfloat16" where the processor multiplies bfloat16 natively, else "float32"."""
+    return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

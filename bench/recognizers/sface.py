@@ -1,0 +1,176 @@
+"""SFace (Zhong et al., TIP 2021) from the OpenCV model zoo, as a differentiable torch module.
+
+The network is a MobileFaceNet-like chain of 27 convolutions, each with batch norm and PReLU, and one
+dense layer to 128 numbers. The file stores block-dequantised int8 weights; they are expanded, batch
+norm is folded, and the result equals the ONNX graph.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import numpy_helper
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench import assets
+from bench.errors import UserError
+from bench.recognizers.base import CROP, Recognizer, best_cpu_precision
+from bench.registry import RECOGNIZERS
+
+Array = NDArray[np.float32]
+Affine = tuple[Tensor, Tensor]
+"""Scale and shift per channel."""
+
+
+@RECOGNIZERS.register("sface")
+class SFace(Recognizer):
+    """SFace, 128 numbers, LFW .994 on color images.
+
+    Args:
+        cut: Number of convolution blocks in the head, 1 to 26. The default gives the 64x56x56 map
+            that has the shape of AdvFace's stored feature.
+        precision: "float32", "bfloat16", or "auto": bfloat16 on a CUDA device and on a CPU that
+            multiplies it natively.
+
+    Input: RGB in [0, 1], 112x112, ArcFace template, no mirror image; (255 x - 127.5) / 128 inside.
+    Embeddings have unit length. Licence of the weights: Apache-2.0.
+    """
+
+    name = "sface"
+    embedding_size = 128
+
+    def __init__(
+        self, cut: Annotated[int, Field(ge=1, le=26)] = 4, precision: str = "auto"
+    ) -> None:
+        super().__init__()
+        if precision not in {"auto", "float32", "bfloat16"}:
+            raise UserError(
+                f"The precision {precision!r} of sface is unknown: use auto, float32 or bfloat16."
+            )
+        self.precision = best_cpu_precision() if precision == "auto" else precision
+        self.weights_sha256 = assets.manifest()["sface"].sha256
+        blocks, self.dense = _build(onnx.load(assets.locate("sface")).graph)
+        self.head_blocks = nn.Sequential(*blocks[:cut])
+        self.tail_blocks = nn.Sequential(*blocks[cut:])
+        self.requires_grad_(False).eval()
+        self.to(memory_format=torch.channels_last)
+        with torch.no_grad():
+            self.feature_shape = tuple(self.head(torch.zeros(1, *CROP)).shape[1:])
+
+    def head(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut."""
+        x = (images * 255 - 127.5) / 128
+        return self._run(self.head_blocks, x.contiguous(memory_format=torch.channels_last))
+
+    def tail(self, features: Tensor) -> Tensor:
+        """Map the map at the cut to embeddings of unit length."""
+        x = self._run(self.tail_blocks, features.contiguous(memory_format=torch.channels_last))
+        return functional.normalize(self.dense(x.flatten(1)), dim=1)
+
+    def _run(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
+        half = self.precision == "bfloat16"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+            result: Tensor = blocks(x)
+        return result.float()
+
+
+def _build(graph: onnx.GraphProto) -> tuple[list[nn.Sequential], nn.Linear]:
+    """Read the graph, a chain, as convolution blocks and the final dense layer.
+
+    Batch norm is folded into the convolution or dense layer before it; the one that precedes the
+    dense layer is folded into that layer.
+    """
+    values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
+    blocks: list[nn.Sequential] = []
+    dense = nn.Linear(1, 1)
+    before_dense: Affine | None = None
+    for node in graph.node:
+        attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
+        known = [values[name] for name in node.input if name in values]
+        match node.op_type:
+            case "DequantizeLinear":
+                values[node.output[0]] = _dequantize(known, attributes)
+            case "Reshape":
+                values[node.output[0]] = known[0].reshape(known[1])
+            case "Conv":
+                blocks.append(nn.Sequential(_convolution(known[0], attributes)))
+            case "PRelu":
+                blocks[-1].append(_prelu(known[0]))
+            case "Gemm":
+                assert before_dense is not None, "the dense layer follows a batch norm"
+                dense = _dense(*known, before_dense)
+            case "BatchNormalization":
+                affine = _affine(known, attributes["epsilon"])
+                if dense.out_features > 1:
+                    _fold(dense, affine)
+                elif len(blocks[-1]) == 1:
+                    _fold(blocks[-1][0], affine)
+                else:
+                    before_dense = affine
+    return blocks, dense
+
+
+def _dequantize(known: list[Array], attributes: dict[str, int]) -> Array:
+    """Return (quantized - zero point) * scale, where one scale serves a block along an axis."""
+    quantized, scales, zero_points = known
+    axis, size = attributes["axis"], attributes["block_size"]
+    length = quantized.shape[axis]
+
+    def spread(values: Array) -> Array:
+        return np.repeat(values.astype(np.float32), size, axis).take(range(length), axis)
+
+    result: Array = (quantized.astype(np.float32) - spread(zero_points)) * spread(scales)
+    return result
+
+
+def _affine(known: list[Array], epsilon: float) -> Affine:
+    gamma, beta, mean, variance = (torch.from_numpy(np.array(value)) for value in known)
+    scale = gamma / torch.sqrt(variance + epsilon)
+    return scale, beta - mean * scale
+
+
+def _fold(layer: nn.Module, affine: Affine) -> None:
+    """Let a layer compute scale * layer(x) + shift."""
+    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    scale, shift = affine
+    weight, bias = layer.weight.data, layer.bias.data
+    layer.weight.data = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
+    layer.bias.data = bias * scale + shift
+
+
+def _convolution(weight: Array, attributes: dict[str, list[int]]) -> nn.Conv2d:
+    outputs, _, kernel, _ = weight.shape
+    groups = int(attributes["group"])
+    layer = nn.Conv2d(
+        weight.shape[1] * groups,
+        outputs,
+        kernel,
+        stride=tuple(attributes["strides"]),
+        padding=tuple(attributes["pads"][:2]),
+        groups=groups,
+    )
+    layer.weight.data = torch.from_numpy(weight)
+    layer.bias.data = torch.zeros(outputs)
+    return layer
+
+
+def _prelu(slope: Array) -> nn.PReLU:
+    layer = nn.PReLU(len(slope))
+    layer.weight.data = torch.from_numpy(np.array(slope)).flatten()
+    return layer
+
+
+def _dense(weight: Array, bias: Array, before: Affine) -> nn.Linear:
+    """Return the dense layer with the batch norm of the map before it folded in."""
+    outputs, inputs = weight.shape
+    scale, shift = (value.repeat_interleave(inputs // len(value)) for value in before)
+    layer = nn.Linear(inputs, outputs)
+    layer.weight.data = torch.from_numpy(weight) * scale
+    layer.bias.data = torch.from_numpy(np.array(bias)) + torch.from_numpy(weight) @ shift
+    return layer

@@ -1,0 +1,286 @@
+"""From reconstructions, and from records, to rows: privacy, utility and cost with their intervals.
+
+Scoring is a step of its own: it reads 8-bit reconstructions and knows nothing of the attack that
+made them. Raw values per probe come first; a row is their mean with an interval by identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench.datasets.base import Indices
+from bench.leaks import Leak
+from bench.metrics import (
+    Estimate,
+    clustered_mean,
+    clustered_rate,
+    eer,
+    lpips,
+    mse,
+    pair_rate,
+    psnr,
+    ssim,
+    tar_at_far,
+    verification_accuracy,
+)
+from bench.plan import Spec
+from bench.recognizers.base import CROP
+from bench.store import Artifact
+from bench.world import World
+
+Values = dict[str, NDArray[np.float64]]
+"""Raw values per probe, by "metric" or "judge/metric"; NaN where a probe has none."""
+
+PIXELS = {
+    "ssim": "ssim:wang11-valid-rgb",
+    "ssim-luma": "ssim:wang11-valid-luma",
+    "psnr": "psnr:rgb-uint8",
+    "mse": "mse:rgb-uint8",
+    "st-lpips": "lpips:st-alex-v0.0",
+}
+IDENTITY = {"similarity": "cosine", "sar-1": "sar-1", "sar-2": "sar-2", "rank-1": "rank-1"}
+RATES = {"sar-1", "sar-2", "rank-1"}
+LOWER_IS_CLOSER = {"mse", "st-lpips"}
+"""Metrics whose smallest value is the best attack."""
+
+FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric: its estimate, and what a row says beside it.
+
+    Attributes:
+        metric: Name of the metric.
+        definition: Id of its definition.
+        estimate: Value and interval.
+        judge: Name of the recogniser that scored, if one did.
+        flags: What a reader must know.
+    """
+
+    metric: str
+    definition: str
+    estimate: Estimate
+    judge: str | None = None
+    flags: tuple[str, ...] = ()
+
+
+def to_bytes(images: Tensor) -> Tensor:
+    """Quantise images in [0, 1] to 8 bits, as an attacker would publish them."""
+    return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
+
+
+class Scorer:
+    """Scores reconstructions of one world's probes.
+
+    Args:
+        world: The world whose probes were attacked.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._probes = world.split.probes
+        self._originals = to_bytes(world.images(self._probes))
+        self.identities = world.identities(self._probes)
+
+    def probe_values(self, images: Tensor, shown: Indices | None = None) -> Values:
+        """Return raw values per probe.
+
+        Args:
+            images: (N, 3, 112, 112) uint8, one per probe.
+            shown: For a reference that shows a photo of the person, which one; that photo is then
+                neither a mate nor in the gallery of its probe.
+        """
+        pair = (images, self._originals)
+        values: Values = {
+            "ssim": _floats(ssim(*pair, data_range=255)),
+            "ssim-luma": _floats(
+                ssim(*pair, definition="wang11-valid-luma", data_range=255)
+            ),
+            "psnr": _floats(psnr(*pair, data_range=255)),
+            "mse": _floats(mse(*pair)),
+            "st-lpips": _floats(lpips(images.float() / 255, self._originals.float() / 255)),
+        }
+        for name in self._world.judges:
+            for metric, column in self._identity_values(name, images, shown).items():
+                values[f"{name}/{metric}"] = column
+        return values
+
+    def _identity_values(self, judge: str, images: Tensor, shown: Indices | None) -> Values:
+        world, recognizer = self._world, self._world.judges[judge]
+        found = recognizer.leaking(Leak.TEMPLATE, images.to(world.device).float() / 255)
+        threshold = world.operating_point(judge).threshold
+
+        def similarity(photos: Indices) -> NDArray[np.float64]:
+            return _floats(recognizer.similarity(found, world.embeddings(judge, photos)))
+
+        leaked = similarity(self._probes).diagonal()
+        columns = np.unique(np.concatenate(world.split.mates))
+        accepted = similarity(columns) > threshold
+        return {
+            "similarity": leaked,
+            "sar-1": (leaked > threshold).astype(float),
+            "sar-2": self._mate_rates(accepted, columns, shown),
+            "rank-1": self._rank_hits(similarity(world.split.gallery), shown),
+        }
+
+    def _mate_rates(
+        self, accepted: NDArray[np.bool_], columns: Indices, shown: Indices | None
+    ) -> NDArray[np.float64]:
+        """Return the share of each probe's mates that accept it; NaN without a mate."""
+        rates = np.full(len(self._probes), np.nan)
+        for row, mates in enumerate(self._world.split.mates):
+            others = mates if shown is None else mates[mates != shown[row]]
+            if len(others):
+                rates[row] = accepted[row, np.searchsorted(columns, others)].mean()
+        return rates
+
+    def _rank_hits(
+        self, scores: NDArray[np.float64], shown: Indices | None
+    ) -> NDArray[np.float64]:
+        """Return whether a probe's own person scores above everybody else in the gallery."""
+        gallery = self._world.split.gallery
+        own = self.identities[:, None] == self._world.identities(gallery)[None, :]
+        best_own = np.where(own, scores, -np.inf).max(1)
+        best_other = np.where(own, -np.inf, scores).max(1)
+        hits = (best_own > best_other).astype(float)
+        if shown is not None:
+            hits[(own & (gallery[None, :] == shown[:, None])).any(1)] = np.nan
+        return hits
+
+    def scores(self, values: Values) -> list[Score]:
+        """Turn raw values into estimates with intervals by identity."""
+        found = []
+        for key, column in values.items():
+            judge, _, metric = key.rpartition("/")
+            definition = IDENTITY[metric] if judge else PIXELS[metric]
+            estimate = self._estimate(metric, column)
+            flags = self._flags(judge, metric)
+            found.append(Score(metric, definition, estimate, judge or None, flags))
+        return found
+
+    def _estimate(self, metric: str, column: NDArray[np.float64]) -> Estimate:
+        known = ~np.isnan(column)
+        if not known.any():
+            return Estimate(np.nan, np.nan, np.nan, 0, 0, "none")
+        function = clustered_rate if metric in RATES else clustered_mean
+        return function(column[known], self.identities[known])
+
+    def _flags(self, judge: str, metric: str) -> tuple[str, ...]:
+        flags = []
+        if metric in {"sar-1", "sar-2"} and not self._world.operating_point(judge).supported:
+            flags.append("indicative-fmr")
+        if metric == "rank-1":
+            flags.append(f"gallery={len(self._world.split.gallery)}")
+        if judge == self._world.suite.recognizer.name:
+            flags.append("target-judge")
+        return tuple(flags)
+
+
+def worst_case(cells: Iterable[Values]) -> Values:
+    """Return the best attack per probe and metric over several cells of one defense."""
+    gathered = list(cells)
+
+    def pick(key: str) -> NDArray[np.float64]:
+        columns = np.stack([values[key] for values in gathered])
+        metric = key.rpartition("/")[2]
+        return columns.min(0) if metric in LOWER_IS_CLOSER else columns.max(0)
+
+    return {key: pick(key) for key in gathered[0]}
+
+
+# --- utility and cost ---------------------------------------------------------------------------
+
+
+def utility(world: World, spec: Spec, leak: Leak) -> tuple[list[Score], Artifact]:
+    """Score recognition with a defense, both ways of matching, and what the defense costs.
+
+    Stored records are compared with fresh probes that carry no protection, where the defense
+    allows that, and with other stored records.
+
+    Returns:
+        The scores, and the artifact of the records that they were computed from.
+    """
+    pairs = world.split.pairs
+    photos = np.unique(np.concatenate([pairs.left, pairs.right]))
+    artifact = world.victim_records(spec, leak, photos)
+    records = artifact.tensors["records"]
+    defense = world.deployed(spec, leak)
+    left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
+    people = world.identities(pairs.left), world.identities(pairs.right)
+
+    def compare(probes: Tensor, stored: Tensor) -> NDArray[np.float64]:
+        return _floats(defense.score(probes, stored))[right, left]
+
+    stored = comparables(defense.comparable, records, world.device)
+    ways = {"stored-vs-stored": compare(stored, stored)}
+    if defense.plain_probes:
+        clean = world.recognizer.leaking(leak, world.images(photos))
+        ways["stored-vs-fresh"] = compare(
+            comparables(defense.comparable, clean, world.device), stored
+        )
+    found = [
+        score
+        for way, scores in ways.items()
+        for score in verification_scores(scores, pairs.same, pairs.folds, people, way)
+    ]
+    return [*found, *_cost(artifact, defense.bytes_per_record(records.shape[1:]))], artifact
+
+
+def comparables(
+    function: Callable[[Tensor], Tensor], records: Tensor, device: str, batch: int = 32
+) -> Tensor:
+    """Apply a defense's `comparable` batch by batch, without gradients."""
+    with torch.no_grad():
+        return torch.cat([function(part.to(device)) for part in records.split(batch)])
+
+
+def verification_scores(
+    scores: NDArray[np.float64],
+    same: NDArray[np.bool_],
+    folds: NDArray[np.int_],
+    people: tuple[NDArray[np.str_], NDArray[np.str_]],
+    way: str,
+) -> list[Score]:
+    """Return accuracy over the folds, EER, and TAR at every FAR that the pairs support."""
+    accuracy = verification_accuracy(scores, same, folds)
+    count = f"folds={len(accuracy.accuracies)}"
+    correct = pair_rate(accuracy.correct, *people)
+    found = [
+        Score(f"accuracy.{way}", "accuracy:folds-exact", correct, flags=(count,)),
+        Score(f"eer.{way}", "eer", _plain(eer(scores[same], scores[~same]), len(scores))),
+    ]
+    for point in tar_at_far(scores[same], scores[~same], FARS):
+        if point.supported:
+            hits = scores[same] > point.threshold
+            estimate = clustered_rate(hits.astype(float), people[0][same])
+            metric = f"tar@far={point.far:g}.{way}"
+            found.append(Score(metric, "tar-at-far:floor-ties-conservative", estimate))
+    return found
+
+
+def _cost(artifact: Artifact, record_bytes: float) -> list[Score]:
+    count = int(artifact.facts["count"])
+    elements = artifact.tensors["records"][0].numel()
+    milliseconds = 1e3 * float(artifact.facts["protect_seconds"]) / count
+    return [
+        Score("ms-per-record", "ms-per-record", _plain(milliseconds, count)),
+        Score("bytes-per-record", "bytes-per-record", _plain(record_bytes, count)),
+        Score("storage-factor", "storage-factor", _plain(elements / np.prod(CROP), count)),
+    ]
+
+
+def _plain(value: float, count: int) -> Estimate:
+    """Return a value without an interval."""
+    return Estimate(float(value), np.nan, np.nan, count, 0, "none")
+
+
+def _floats(values: Any) -> NDArray[np.float64]:
+    return torch.as_tensor(values).detach().cpu().double().numpy()

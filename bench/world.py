@@ -1,0 +1,343 @@
+"""One dataset, recogniser, split and seed, made ready: crops, embeddings, thresholds, records.
+
+Everything expensive is an artifact of the store. Fitted defenses are kept in memory only: they are
+cheap to make again beside the records that come from them, which are stored.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from bench import assets
+from bench.datasets.align import ALIGNMENT, Aligner
+from bench.datasets.base import Dataset, Indices, Photo, Split, check_disjoint
+from bench.datasets.images import decode
+from bench.leaks import Leak
+from bench.metrics import tar_at_far
+from bench.metrics.verification import OperatingPoint
+from bench.plan import Named, Spec, Suite
+from bench.recognizers.base import Recognizer
+from bench.registry import DATASETS, RECOGNIZERS
+from bench.store import Artifact, Store, digest
+from defenses.base import Defender, Defense
+
+BATCH = 32
+"""Records are made this many at a time, always: a batch draws its randomness as a whole, so its
+size is part of the result and not a matter of taste."""
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Team:
+    """The defender's or the attacker's own people.
+
+    Attributes:
+        images: (N, 3, 112, 112) in [0, 1].
+        identities: (N,) names.
+        content: Hash of the images.
+    """
+
+    images: Tensor
+    identities: NDArray[np.str_]
+    content: str
+
+
+class World:
+    """The scene of all cells of one suite and seed.
+
+    Args:
+        suite: The suite.
+        seed: Seed of the split, and root of all other seeds.
+        store: Where artifacts are kept.
+        device: Torch device.
+        data_root: Folder of a dataset that is not shipped.
+        progress: Told in a few words what is being made.
+    """
+
+    def __init__(
+        self,
+        suite: Suite,
+        seed: int,
+        store: Store,
+        device: str,
+        data_root: Path | None,
+        progress: Progress = lambda _: None,
+    ) -> None:
+        self.suite = suite
+        self.seed = seed
+        self.store = store
+        self.device = device
+        self.progress = progress
+        self.dataset: Dataset = DATASETS.get(suite.dataset)(data_root)
+        self.split: Split = self.dataset.split(suite.split, seed)
+        self._used: Indices = np.unique(np.concatenate(list(_roles(self.split).values())))
+        self._position = {int(photo): row for row, photo in enumerate(self._used)}
+        self._fitted: dict[str, Defense] = {}
+        self._check_roles()
+
+    # --- photos ---------------------------------------------------------------------------------
+
+    @cached_property
+    def _files(self) -> list[bytes]:
+        return [self.dataset.read(self.dataset.photos[index]) for index in self._used]
+
+    @cached_property
+    def _crops(self) -> Artifact:
+        photos = [self.dataset.photos[index] for index in self._used]
+        contents = [hashlib.sha256(file).hexdigest() for file in self._files]
+        fields = {
+            "alignment": ALIGNMENT,
+            "detector": assets.manifest()["yunet"].sha256,
+            "photos": digest(contents),
+        }
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            self.progress(f"aligning {len(photos)} photos")
+            return {"crops": _align(self._files, photos)}, {"dataset": self.dataset.name}
+
+        return self.store.artifact("crops", fields, make)
+
+    def images(self, photos: Indices | Sequence[int]) -> Tensor:
+        """Return aligned photos as (N, 3, 112, 112) in [0, 1]."""
+        rows = [self._position[int(photo)] for photo in photos]
+        return self._crops.tensors["crops"][rows].to(self.device).float() / 255
+
+    def identities(self, photos: Indices | Sequence[int]) -> NDArray[np.str_]:
+        """Return whom photos show."""
+        return np.array([self.dataset.photos[int(photo)].identity for photo in photos])
+
+    def _check_roles(self) -> None:
+        crops = self._crops.tensors["crops"]
+        hashes = [hashlib.sha256(crop.numpy().tobytes()).hexdigest() for crop in crops]
+        check_disjoint(
+            {
+                role: [
+                    (self.dataset.photos[index].identity, hashes[self._position[int(index)]])
+                    for index in _roles(self.split)[role]
+                ]
+                for role in ("defender", "attacker", "victims")
+            }
+        )
+
+    @property
+    def scene(self) -> str:
+        """Hash of the crops and of who plays which role: what scores depend on."""
+        split = self.split
+        roles = [split.probes, *split.mates, split.gallery, split.calibration]
+        return digest([self._crops.key, [role.tolist() for role in roles]])
+
+    @cached_property
+    def attacker(self) -> Team:
+        """The attacker's own people."""
+        return self._team(self.split.attacker)
+
+    @cached_property
+    def defender(self) -> Team:
+        """The defender's own people."""
+        return self._team(self.split.defender)
+
+    def _team(self, photos: Indices) -> Team:
+        images, identities = self.images(photos), self.identities(photos)
+        if self.suite.split.mirror:
+            images = torch.cat([images, images.flip(3)])
+            identities = np.concatenate([identities, identities])
+        content = digest([self._crops.key, photos.tolist(), self.suite.split.mirror])
+        return Team(images, identities, content)
+
+    # --- recognisers ----------------------------------------------------------------------------
+
+    @cached_property
+    def recognizer(self) -> Recognizer:
+        """The recogniser under attack."""
+        return make_recognizer(self.suite.recognizer, self.device)
+
+    @cached_property
+    def judges(self) -> dict[str, Recognizer]:
+        """The recogniser under attack and the judges beside it, by name."""
+        judges = {item.name: make_recognizer(item, self.device) for item in self.suite.judges}
+        return {self.suite.recognizer.name: self.recognizer, **judges}
+
+    def embeddings(self, judge: str, photos: Indices | Sequence[int]) -> Tensor:
+        """Return a judge's embeddings (N, D) of photos."""
+        rows = [self._position[int(photo)] for photo in photos]
+        return self._embeddings(judge).tensors["embeddings"][rows].to(self.device)
+
+    def _embeddings(self, judge: str) -> Artifact:
+        fields = {"crops": self._crops.key, "recognizer": recognizer_fields(self.judges[judge])}
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            self.progress(f"embedding {len(self._used)} photos with {judge}")
+            images = self.images(self._used)
+            return {"embeddings": self.judges[judge].leaking(Leak.TEMPLATE, images)}, {}
+
+        return self.store.artifact("embeddings", fields, make)
+
+    def operating_point(self, judge: str) -> OperatingPoint:
+        """Return a judge's threshold at the suite's FMR, from people who are no victims."""
+        photos = self.split.calibration
+        found = self.embeddings(judge, photos)
+        similarity = self.judges[judge].similarity(found, found).cpu().double().numpy()
+        left, right = np.triu_indices(len(photos), k=1)
+        people = self.identities(photos)
+        same = people[left] == people[right]
+        scores = similarity[left, right]
+        return tar_at_far(scores[same], scores[~same], [self.suite.fmr])[0]
+
+    # --- leaking objects, defenses, records -----------------------------------------------------
+
+    def deployed(self, spec: Spec, leak: Leak) -> Defense:
+        """Return the defense with the defender's secrets."""
+        return self.instance(spec, leak, "defender", 0)
+
+    def instance(self, spec: Spec, leak: Leak, owner: str, number: int) -> Defense:
+        """Return a fitted instance: the deployed one of the defender, or one of the attacker's."""
+        fields = self.instance_fields(spec, leak, owner, number)
+        key = digest(fields)
+        if key not in self._fitted:
+            blank = spec.create() if owner == "defender" else self.deployed(spec, leak).fresh()
+            team = self.defender if owner == "defender" else self.attacker
+            seed = derived_seed(fields)
+            self.progress(f"fitting {spec.name} of the {owner}")
+            world = Defender(
+                leak, team.images, team.identities, self.recognizer, seed, self.device
+            )
+            with seeded(seed):
+                self._fitted[key] = blank.setup(world)
+        return self._fitted[key]
+
+    def instance_fields(
+        self, spec: Spec, leak: Leak, owner: str, number: int
+    ) -> dict[str, Any]:
+        team = self.defender if owner == "defender" else self.attacker
+        return {
+            "defense": spec.fields,
+            "leak": leak,
+            "recognizer": recognizer_fields(self.recognizer),
+            "team": team.content,
+            "defender": self.defender.content,
+            "owner": owner,
+            "number": number,
+            "seed": self.seed,
+        }
+
+    def records(
+        self, spec: Spec, leak: Leak, images: Tensor, content: str, owner: str, number: int = 0
+    ) -> Artifact:
+        """Return the records ("records") that one instance of a defense makes of images.
+
+        Args:
+            spec: The defense.
+            leak: The object it protects.
+            images: (N, 3, 112, 112) in [0, 1].
+            content: Hash of the images.
+            owner: Whose instance: "defender" (deployed) or "attacker" (fresh).
+            number: Which of the attacker's instances.
+        """
+        fields = {
+            "instance": self.instance_fields(spec, leak, owner, number),
+            "images": content,
+            "batch": BATCH,
+        }
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            defense = self.instance(spec, leak, owner, number)
+            self.progress(f"protecting {len(images)} photos with {spec.name}")
+            return protect(defense, images, derived_seed(fields))
+
+        return self.store.artifact("records", fields, make)
+
+    def victim_records(self, spec: Spec, leak: Leak, photos: Indices) -> Artifact:
+        """Return the records that the deployed defense stores of victims' photos."""
+        content = digest([self._crops.key, [int(photo) for photo in photos]])
+        return self.records(spec, leak, self.images(photos), content, "defender")
+
+
+def make_recognizer(item: Named, device: str) -> Recognizer:
+    """Return a recogniser by name and parameters, on a device."""
+    recognizer: Recognizer = RECOGNIZERS.get(item.name)(**item.parameters)
+    return recognizer.to(device)
+
+
+def recognizer_fields(recognizer: Recognizer) -> dict[str, Any]:
+    """Return what identifies a recogniser in a key."""
+    return {
+        "name": recognizer.name,
+        "weights": recognizer.weights_sha256,
+        "cut": list(recognizer.feature_shape),
+        "precision": recognizer.precision,
+    }
+
+
+def protect(
+    defense: Defense, images: Tensor, seed: int
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return checked records of images, and the seconds that protection alone took."""
+    generator = torch.Generator().manual_seed(seed)
+    made, seconds = [], 0.0
+    for batch in images.split(BATCH):
+        clean = defense.recognizer.leaking(defense.leak, batch)
+        started = time.perf_counter()
+        with torch.no_grad():
+            records = defense.protect(clean, generator=generator)
+        seconds += time.perf_counter() - started
+        check_records(defense, records, len(batch))
+        made.append(records.float().cpu())
+    return {"records": torch.cat(made)}, {"protect_seconds": seconds, "count": len(images)}
+
+
+def check_records(defense: Defense, records: Tensor, count: int) -> None:
+    """Refuse records that are not one finite tensor per row.
+
+    Raises:
+        ValueError: The defense returned something else.
+    """
+    name = type(defense).__name__
+    if not isinstance(records, Tensor) or records.ndim < 2 or len(records) != count:
+        shape = list(getattr(records, "shape", []))
+        raise ValueError(f"{name}.protect returned shape {shape} for {count} inputs")
+    if not torch.isfinite(records).all():
+        raise ValueError(f"{name}.protect returned values that are not finite")
+
+
+def derived_seed(fields: object) -> int:
+    """Return a seed fixed by plain values."""
+    return int(digest(fields)[:15], 16)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Seed torch's global generators inside a block and restore them afterwards."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _roles(split: Split) -> dict[str, Indices]:
+    return {
+        "defender": split.defender,
+        "attacker": split.attacker,
+        "victims": split.evaluation,
+        "others": np.concatenate([split.gallery, split.calibration]),
+    }
+
+
+def _align(files: list[bytes], photos: list[Photo]) -> Tensor:
+    aligner = Aligner()
+    crops = [
+        aligner.crop(decode(file, where=photo.key), photo.key)
+        for file, photo in zip(files, photos, strict=True)
+    ]
+    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()

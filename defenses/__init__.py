@@ -1,0 +1,1 @@
+"""Defenses: one file each, registered under `@DEFENSES.register("name")`."""

@@ -1,0 +1,138 @@
+"""What every defense offers: records made from a leaking object, and how records are compared."""
+
+from __future__ import annotations
+
+import dataclasses
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self, final
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from bench.leaks import Leak
+from bench.plugin import Plugin
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from bench.recognizers.base import Recognizer
+
+
+@dataclass(frozen=True)
+class Defender:
+    """What a defense may learn its secrets from: images of the defender's own people.
+
+    Attributes:
+        leak: The object to protect.
+        images: (N, 3, 112, 112) in [0, 1].
+        identities: (N,) names.
+        recognizer: The undefended recogniser.
+        seed: Seed of the secrets; another seed gives other secrets.
+        device: Torch device to work on.
+    """
+
+    leak: Leak
+    images: Tensor
+    identities: NDArray[np.str_]
+    recognizer: Recognizer
+    seed: int
+    device: str
+
+    def generator(self) -> torch.Generator:
+        """Return a new CPU generator under the seed."""
+        return torch.Generator().manual_seed(self.seed)
+
+
+@dataclass
+class Defense(Plugin, ABC):
+    """Turns images, features or embeddings into records, and records into something comparable.
+
+    A defense is a dataclass: its fields are its parameters. `fit` keeps secrets in attributes.
+
+    Attributes:
+        leaks: The objects it can protect.
+        plain_probes: Whether a record can be compared with an unprotected probe. Where it cannot
+            (a hash under a key), a probe is protected before it is compared.
+        leak: The object that this instance protects, which is what `protect` receives.
+        recognizer: The undefended recogniser. Both are set by `setup`.
+    """
+
+    leaks: ClassVar[frozenset[Leak]]
+    plain_probes: ClassVar[bool] = True
+
+    @final
+    def setup(self, world: Defender) -> Self:
+        """Bind to a recogniser and learn the secrets. The harness calls this once."""
+        self.leak = world.leak
+        self.recognizer = world.recognizer
+        self.fit(world)
+        return self
+
+    def fit(self, world: Defender) -> None:
+        """Learn or draw the secrets. Default: there are none."""
+
+    @abstractmethod
+    def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Turn a batch into records.
+
+        Args:
+            x: (N, 3, 112, 112) images in [0, 1], (N, C, H, W) features, or (N, D) embeddings of
+                unit length, by `leak`.
+            generator: CPU generator of all per-record randomness.
+
+        Returns:
+            (N, ...) float32 records, one per row of x.
+        """
+
+    def comparable(self, records: Tensor) -> Tensor:
+        """Turn records (or clean objects of the same kind) into embeddings or codes (N, D).
+
+        Default: what the recogniser makes of them.
+        """
+        match self.leak:
+            case Leak.IMAGE:
+                return self.recognizer.embed(records)
+            case Leak.FEATURES:
+                return self.recognizer.tail(records)
+            case Leak.TEMPLATE:
+                return records
+
+    def score(self, probes: Tensor, references: Tensor) -> Tensor:
+        """Return the (P, R) similarity of comparables. Default: cosine."""
+        return functional.normalize(probes, dim=1) @ functional.normalize(references, dim=1).T
+
+    def bytes_per_record(self, shape: torch.Size) -> float:
+        """Return the bytes that a record of this shape takes in storage. Default: float32."""
+        return 4.0 * shape.numel()
+
+    def fresh(self) -> Self:
+        """Return the same algorithm and parameters without secrets, to be set up elsewhere."""
+        return dataclasses.replace(self)
+
+
+def draw_like(x: Tensor, generator: torch.Generator, kind: str = "normal") -> Tensor:
+    """Draw noise of the shape of x on the CPU, so that every device gets the same, and move it.
+
+    Args:
+        x: Tensor whose shape and device the noise takes.
+        generator: CPU generator.
+        kind: "normal" (mean 0, deviation 1), "uniform" in [0, 1), "sign" (-1 or 1), or "laplace"
+            (mean 0, scale 1).
+    """
+    match kind:
+        case "normal":
+            noise = torch.randn(x.shape, generator=generator)
+        case "uniform":
+            noise = torch.rand(x.shape, generator=generator)
+        case "sign":
+            noise = torch.randint(0, 2, x.shape, generator=generator).float() * 2 - 1
+        case "laplace":
+            # The inverse distribution function; the clamp keeps log away from 0.
+            centered = torch.rand(x.shape, generator=generator).sub_(0.5).clamp_(-0.4999999)
+            noise = -centered.sign() * torch.log1p(-2 * centered.abs())
+        case _:
+            raise ValueError(f"unknown kind of noise {kind!r}")
+    return noise.to(x.device)
