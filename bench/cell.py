@@ -14,10 +14,10 @@ from bench.plan import Cell
 from bench.plugin import source_fingerprint
 from bench.recognizers.base import CROP
 from bench.registry import REFERENCES
-from bench.scoring import Scorer, Values, comparables, to_bytes
-from bench.store import Artifact, digest
+from bench.scoring import Scorer, Values, to_bytes
+from bench.store import Artifact, Store, digest
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
-from bench.world import World, derived_seed, recognizer_fields, seeded
+from bench.world import World, derived_seed, protect, recognizer_fields, seeded, stored_records
 from defenses.base import Defense
 
 RECONSTRUCT_BATCH = 64
@@ -119,8 +119,8 @@ class Cells:
 
         def held(owner: str, number: int) -> Held:
             instance = world.instance(defense, leak, owner, number)
-            made = world.records(defense, leak, team.images, team.content, owner, number)
-            return Held(instance, made.tensors["records"])
+            fields = world.record_fields(defense, leak, team.content, owner, number)
+            return Held(instance, partial(_own_records, world.store, instance, team.images, fields))
 
         granted: dict[str, Any] = {}
         if Right.RECOGNIZER in rights:
@@ -130,10 +130,10 @@ class Cells:
         if Right.DEPLOYED_INSTANCE in rights:
             granted["deployed"] = held("defender", 0)
         if Right.QUERIES in rights:
-            encoder = partial(_protect, world.deployed(defense, leak), derived_seed(cell.seed))
+            encoder = partial(_protect, world.deployed(defense, leak), cell.seed)
             granted["query"] = Meter(encoder, suite.query_budget, "query")
         if Right.SCORES in rights:
-            matcher = partial(_match, world.deployed(defense, leak), stored)
+            matcher = partial(_match, world.deployed(defense, leak), stored, cell.seed)
             granted["score"] = Meter(matcher, suite.score_budget, "score")
         return Attacker(
             cell.threat,
@@ -171,20 +171,26 @@ class Cells:
         return made, self._scored(made.key, made.tensors["images"], shown)
 
 
+def _own_records(
+    store: Store, defense: Defense, images: Tensor, fields: dict[str, Any]
+) -> Tensor:
+    return stored_records(store, defense, images, fields).tensors["records"]
+
+
 def _protect(defense: Defense, seed: int, images: Tensor) -> Tensor:
     """Return records of images, as the deployed encoder would answer a query."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        return defense.protect(
-            defense.recognizer.leaking(defense.leak, images), generator=generator
-        )
+    return protect(defense, images, derived_seed([seed, "query"]))[0]["records"]
 
 
-def _match(defense: Defense, stored: Tensor, handles: Tensor, images: Tensor) -> Tensor:
+def _match(
+    defense: Defense, stored: Tensor, seed: int, handles: Tensor, images: Tensor
+) -> Tensor:
     """Return the match score of each image against the stored record of its handle."""
+    generator = torch.Generator().manual_seed(derived_seed([seed, "score"]))
     clean = defense.recognizer.leaking(defense.leak, images)
-    probes = comparables(defense.comparable, clean, images.device)
-    held = comparables(defense.comparable, stored[handles.cpu()], images.device)
+    with torch.no_grad():
+        probes = defense.probe(clean, generator=generator)
+        held = defense.comparable(stored[handles.cpu()].to(probes.device))
     return defense.score(probes, held).diagonal()
 
 

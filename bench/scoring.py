@@ -6,7 +6,7 @@ made them. Raw values per probe come first; a row is their mean with an interval
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +32,6 @@ from bench.metrics import (
 )
 from bench.plan import Spec
 from bench.recognizers.base import CROP
-from bench.store import Artifact
 from bench.world import World
 
 Values = dict[str, NDArray[np.float64]]
@@ -199,47 +198,21 @@ def worst_case(cells: Iterable[Values]) -> Values:
 # --- utility and cost ---------------------------------------------------------------------------
 
 
-def utility(world: World, spec: Spec, leak: Leak) -> tuple[list[Score], Artifact]:
+def utility(world: World, spec: Spec, leak: Leak) -> list[Score]:
     """Score recognition with a defense, both ways of matching, and what the defense costs.
 
     Stored records are compared with fresh probes that carry no protection, where the defense
     allows that, and with other stored records.
-
-    Returns:
-        The scores, and the artifact of the records that they were computed from.
     """
     pairs = world.split.pairs
-    photos = np.unique(np.concatenate([pairs.left, pairs.right]))
-    artifact = world.victim_records(spec, leak, photos)
-    records = artifact.tensors["records"]
-    defense = world.deployed(spec, leak)
-    left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
     people = world.identities(pairs.left), world.identities(pairs.right)
-
-    def compare(probes: Tensor, stored: Tensor) -> NDArray[np.float64]:
-        return _floats(defense.score(probes, stored))[right, left]
-
-    stored = comparables(defense.comparable, records, world.device)
-    ways = {"stored-vs-stored": compare(stored, stored)}
-    if defense.plain_probes:
-        clean = world.recognizer.leaking(leak, world.images(photos))
-        ways["stored-vs-fresh"] = compare(
-            comparables(defense.comparable, clean, world.device), stored
-        )
+    artifact = world.pair_scores(spec, leak)
     found = [
         score
-        for way, scores in ways.items()
-        for score in verification_scores(scores, pairs.same, pairs.folds, people, way)
+        for way, tensor in sorted(artifact.tensors.items())
+        for score in verification_scores(_floats(tensor), pairs.same, pairs.folds, people, way)
     ]
-    return [*found, *_cost(artifact, defense.bytes_per_record(records.shape[1:]))], artifact
-
-
-def comparables(
-    function: Callable[[Tensor], Tensor], records: Tensor, device: str, batch: int = 32
-) -> Tensor:
-    """Apply a defense's `comparable` batch by batch, without gradients."""
-    with torch.no_grad():
-        return torch.cat([function(part.to(device)) for part in records.split(batch)])
+    return [*found, *_cost(artifact.facts)]
 
 
 def verification_scores(
@@ -266,15 +239,14 @@ def verification_scores(
     return found
 
 
-def _cost(artifact: Artifact, record_bytes: float) -> list[Score]:
-    count = int(artifact.facts["count"])
-    elements = artifact.tensors["records"][0].numel()
-    milliseconds = 1e3 * float(artifact.facts["protect_seconds"]) / count
-    return [
-        Score("ms-per-record", "ms-per-record", _plain(milliseconds, count)),
-        Score("bytes-per-record", "bytes-per-record", _plain(record_bytes, count)),
-        Score("storage-factor", "storage-factor", _plain(elements / np.prod(CROP), count)),
-    ]
+def _cost(facts: dict[str, Any]) -> list[Score]:
+    count = int(facts["count"])
+    costs = {
+        "ms-per-record": 1e3 * facts["protect_seconds"] / count,
+        "bytes-per-record": facts["bytes_per_record"],
+        "storage-factor": np.prod(facts["shape"]) / np.prod(CROP),
+    }
+    return [Score(name, name, _plain(value, count)) for name, value in costs.items()]
 
 
 def _plain(value: float, count: int) -> Estimate:

@@ -87,11 +87,11 @@ class Held:
 
     Attributes:
         defense: The instance.
-        records: (N, ...) records that it made of the attacker's images.
+        make_records: Makes its (N, ...) records of the attacker's images; called when needed.
     """
 
     defense: Defense
-    records: Tensor
+    make_records: Callable[[], Tensor]
 
 
 class Meter:
@@ -233,9 +233,9 @@ class Attacker:
             ThreatViolation: The threat grants no records (`score`), or the budget is too small.
         """
         if self._deployed is not None:
-            return [Pairs(self._deployed.records, self.images)]
+            return [Pairs(self._deployed.make_records(), self.images)]
         if self._fresh is not None:
-            return [Pairs(instance.records, self.images) for instance in self._fresh]
+            return [Pairs(instance.make_records(), self.images) for instance in self._fresh]
         if self._query is not None:
             return [Pairs(self.query(self.images), self.images)]
         return [self.clean_pairs()]

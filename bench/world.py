@@ -196,6 +196,13 @@ class World:
         scores = similarity[left, right]
         return tar_at_far(scores[same], scores[~same], [self.suite.fmr])[0]
 
+    def credits(self) -> list[str]:
+        """Return whom to credit for data and weights."""
+        used = {"yunet", "stlpips-alex", *(judge.asset for judge in self.judges.values())}
+        known = assets.manifest()
+        weights = [f"{known[name].credit} ({known[name].license})" for name in sorted(used)]
+        return [self.dataset.credit, *weights]
+
     # --- leaking objects, defenses, records -----------------------------------------------------
 
     def deployed(self, spec: Spec, leak: Leak) -> Defense:
@@ -233,36 +240,70 @@ class World:
             "seed": self.seed,
         }
 
-    def records(
-        self, spec: Spec, leak: Leak, images: Tensor, content: str, owner: str, number: int = 0
-    ) -> Artifact:
-        """Return the records ("records") that one instance of a defense makes of images.
+    def record_fields(
+        self, spec: Spec, leak: Leak, content: str, owner: str, number: int = 0
+    ) -> dict[str, Any]:
+        """Return everything that can change the records that an instance makes of images.
 
         Args:
             spec: The defense.
             leak: The object it protects.
-            images: (N, 3, 112, 112) in [0, 1].
             content: Hash of the images.
             owner: Whose instance: "defender" (deployed) or "attacker" (fresh).
             number: Which of the attacker's instances.
         """
+        instance = self.instance_fields(spec, leak, owner, number)
+        return {"instance": instance, "images": content, "batch": BATCH}
+
+    def victim_records(self, spec: Spec, leak: Leak) -> Artifact:
+        """Return the "records" that the deployed defense stores of the probes."""
+        probes = self.split.probes
+        self.progress(f"protecting {len(probes)} probes with {spec.name}")
+        fields = self.record_fields(spec, leak, self._content(probes), "defender")
+        return self.store.artifact(
+            "records",
+            fields,
+            lambda: protect(self.deployed(spec, leak), self.images(probes), derived_seed(fields)),
+        )
+
+    def pair_scores(self, spec: Spec, leak: Leak) -> Artifact:
+        """Return the scores (P,) of the split's pairs with a defense, and what it costs.
+
+        "stored-vs-stored" compares two records; "stored-vs-fresh" a record with an unprotected
+        probe, where the defense allows that. Records are not kept: only their comparables matter.
+        """
+        pairs = self.split.pairs
+        photos = np.unique(np.concatenate([pairs.left, pairs.right]))
         fields = {
-            "instance": self.instance_fields(spec, leak, owner, number),
-            "images": content,
-            "batch": BATCH,
+            **self.record_fields(spec, leak, self._content(photos), "defender"),
+            "pairs": [pairs.left.tolist(), pairs.right.tolist()],
         }
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            defense = self.instance(spec, leak, owner, number)
-            self.progress(f"protecting {len(images)} photos with {spec.name}")
-            return protect(defense, images, derived_seed(fields))
+            defense = self.deployed(spec, leak)
+            self.progress(f"protecting {len(photos)} photos with {spec.name}")
+            images = self.images(photos)
+            made, facts = protect(defense, images, derived_seed(fields), keep=defense.comparable)
+            stored = made["records"].to(self.device)
+            probes = {"stored-vs-stored": stored}
+            if defense.plain_probes:
+                probes["stored-vs-fresh"] = self._fresh_comparables(defense, images)
+            left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
+            scores = {
+                way: defense.score(fresh, stored)[right, left] for way, fresh in probes.items()
+            }
+            size = defense.bytes_per_record(torch.Size(facts["shape"]))
+            return scores, {**facts, "bytes_per_record": size}
 
-        return self.store.artifact("records", fields, make)
+        return self.store.artifact("pair-scores", fields, make)
 
-    def victim_records(self, spec: Spec, leak: Leak, photos: Indices) -> Artifact:
-        """Return the records that the deployed defense stores of victims' photos."""
-        content = digest([self._crops.key, [int(photo) for photo in photos]])
-        return self.records(spec, leak, self.images(photos), content, "defender")
+    def _fresh_comparables(self, defense: Defense, images: Tensor) -> Tensor:
+        clean = self.recognizer.leaking(defense.leak, images)
+        with torch.no_grad():
+            return torch.cat([defense.comparable(part) for part in clean.split(BATCH)])
+
+    def _content(self, photos: Indices) -> str:
+        return digest([self._crops.key, photos.tolist()])
 
 
 def make_recognizer(item: Named, device: str) -> Recognizer:
@@ -281,21 +322,43 @@ def recognizer_fields(recognizer: Recognizer) -> dict[str, Any]:
     }
 
 
+def stored_records(
+    store: Store, defense: Defense, images: Tensor, fields: dict[str, Any]
+) -> Artifact:
+    """Return the "records" that an instance makes of images, from the store or made now."""
+    return store.artifact("records", fields, lambda: protect(defense, images, derived_seed(fields)))
+
+
 def protect(
-    defense: Defense, images: Tensor, seed: int
+    defense: Defense,
+    images: Tensor,
+    seed: int,
+    keep: Callable[[Tensor], Tensor] = lambda records: records,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return checked records of images, and the seconds that protection alone took."""
+    """Protect images batch by batch and check the records.
+
+    Args:
+        defense: A fitted defense.
+        images: (N, 3, 112, 112) in [0, 1].
+        seed: Seed of all per-record randomness.
+        keep: What to keep of each batch of records.
+
+    Returns:
+        The kept ("records"), and facts: shape of a record, and seconds that protection alone took.
+    """
     generator = torch.Generator().manual_seed(seed)
-    made, seconds = [], 0.0
+    kept, seconds, shape = [], 0.0, torch.Size()
     for batch in images.split(BATCH):
         clean = defense.recognizer.leaking(defense.leak, batch)
-        started = time.perf_counter()
         with torch.no_grad():
+            started = time.perf_counter()
             records = defense.protect(clean, generator=generator)
-        seconds += time.perf_counter() - started
-        check_records(defense, records, len(batch))
-        made.append(records.float().cpu())
-    return {"records": torch.cat(made)}, {"protect_seconds": seconds, "count": len(images)}
+            seconds += time.perf_counter() - started
+            check_records(defense, records, len(batch))
+            shape = records.shape[1:]
+            kept.append(keep(records.float()).cpu())
+    facts = {"shape": list(shape), "protect_seconds": seconds, "count": len(images)}
+    return {"records": torch.cat(kept)}, facts
 
 
 def check_records(defense: Defense, records: Tensor, count: int) -> None:

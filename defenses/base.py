@@ -100,6 +100,15 @@ class Defense(Plugin, ABC):
             case Leak.TEMPLATE:
                 return records
 
+    def probe(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return what a fresh probe is compared as: plain where the defense allows, else protected.
+
+        Args:
+            x: (N, ...) clean objects, as `protect` receives them.
+            generator: CPU generator of all randomness.
+        """
+        return self.comparable(x if self.plain_probes else self.protect(x, generator=generator))
+
     def score(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the (P, R) similarity of comparables. Default: cosine."""
         return functional.normalize(probes, dim=1) @ functional.normalize(references, dim=1).T

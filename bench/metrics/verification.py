@@ -192,10 +192,12 @@ def tar_at_far(
     allowed = [allowed_errors(far, len(negatives)) for far in targets]
     top = _largest(negatives.astype(dtype, copy=False), max(allowed) + 1)
     positives = positives.astype(dtype, copy=False)
-    return [
-        operating_point(far, _order_statistic(top, k), positives, top, len(negatives))
-        for far, k in zip(targets, allowed, strict=True)
-    ]
+    points = []
+    for far, k in zip(targets, allowed, strict=True):
+        threshold = _order_statistic(top, k)
+        false_accepts = int(np.count_nonzero(top > threshold))
+        points.append(operating_point(far, threshold, positives, false_accepts, len(negatives)))
+    return points
 
 
 def threshold_at_fmr(impostor: Numbers, fmr: float) -> float:
@@ -307,7 +309,7 @@ def allowed_errors(rate: float, trials: int) -> int:
 
 
 def operating_point(
-    far: float, threshold: np.floating, genuine: Floats, top: Floats, impostors: int
+    far: float, threshold: np.floating, genuine: Floats, false_accepts: int, impostors: int
 ) -> OperatingPoint:
     """Return the operating point at a threshold.
 
@@ -315,10 +317,9 @@ def operating_point(
         far: The target.
         threshold: Scores above it are accepted.
         genuine: (G,) genuine scores.
-        top: Impostor scores, at least all those above the threshold.
+        false_accepts: Impostor scores above the threshold.
         impostors: Number of impostor scores.
     """
-    false_accepts = int(np.count_nonzero(top > threshold))
     return OperatingPoint(
         far=far,
         tar=np.count_nonzero(genuine > threshold) / len(genuine),

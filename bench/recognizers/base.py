@@ -26,6 +26,7 @@ class Recognizer(nn.Module, ABC):
 
     Attributes:
         name: Name in the registry.
+        asset: Name of its weights among the assets.
         weights_sha256: Hash of the file the weights came from.
         feature_shape: Shape (C, H, W) of the map at the cut.
         embedding_size: Length of an embedding.
@@ -33,6 +34,7 @@ class Recognizer(nn.Module, ABC):
     """
 
     name: ClassVar[str]
+    asset: ClassVar[str]
     weights_sha256: str
     feature_shape: tuple[int, int, int]
     embedding_size: int

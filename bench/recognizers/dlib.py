@@ -99,6 +99,7 @@ class DLib(Recognizer):
     """
 
     name = "dlib"
+    asset = "dlib-resnet"
     embedding_size = 128
     feature_shape = (_STEM, 35, 35)
 

@@ -43,6 +43,7 @@ class SFace(Recognizer):
     """
 
     name = "sface"
+    asset = "sface"
     embedding_size = 128
 
     def __init__(

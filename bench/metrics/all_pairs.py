@@ -1,0 +1,161 @@
+"""TAR at FAR over all N (N - 1) / 2 pairs, exact, in one pass and in bounded memory.
+
+A sample of pairs brackets each threshold. One pass over tiles of products then counts the impostor
+pairs above each bracket and scores those inside it in float64, as the products themselves are not
+exact (`bench.metrics.screening`). The counts prove that the threshold lies in its bracket; if it
+does not, that target is done again with a wider one.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from bench.errors import MetricError
+from bench.metrics.arrays import Booleans, Doubles, Integers, Numbers
+from bench.metrics.population import Population, Rows
+from bench.metrics.screening import EightBit, Float32Screen, Int8Screen, Screen, Tile
+from bench.metrics.screening import float32_error, int8_error
+from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+# Pairs that are kept one by one: the false matches of all targets that allow no more.
+_LISTED = 6_000_000
+# Values in a bracket before equal ones are merged.
+_PENDING = 1 << 24
+# A bracket reaches this many standard deviations of the sample to either side; doubled on failure.
+_SIGMAS = 6.0
+# Images per sampled group. Groups are compared pairwise, all images of one with all of the other.
+_GROUP = 64
+_SAMPLED_PAIRS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images with their scores.
+
+    Attributes:
+        left: (pairs,) row of one image in the caller's embeddings.
+        right: (pairs,) row of the other.
+        scores: (pairs,) cosines in float64, to multiples of 2**-40.
+    """
+
+    left: Rows
+    right: Rows
+    scores: Doubles
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Why the result is exact.
+
+    For each target the false accepts were counted: those above its bracket by products that exceed
+    it by more than `error_bound`, those inside by their exact scores.
+
+    Attributes:
+        screen: Arithmetic of the products, "float32" or "int8"; it does not change the result.
+        error_bound: Largest proven distance of a product from the exact cosine.
+        largest_error: Largest distance met among the pairs that were scored exactly.
+        scored: Impostor pairs that were scored exactly.
+        passes: Passes over all pairs; more than one if a bracket missed its threshold.
+    """
+
+    screen: str
+    error_bound: float
+    largest_error: float
+    scored: int
+    passes: int
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """Verification over all pairs of a set of images.
+
+    Attributes:
+        points: One operating point per target, in the order asked for.
+        genuine: All pairs of one person.
+        impostors: The highest impostor pairs, best first: at least the false matches of every
+            target that allows at most 6 million.
+        people: (K,) the distinct identities.
+        person: (N,) place in `people` of each row.
+        images: (K,) images of each person. With `person` of both rows of the false matches this is
+            what `bench.metrics.intervals` takes.
+        certificate: Why this is exact.
+    """
+
+    points: list[OperatingPoint]
+    genuine: Pairs
+    impostors: Pairs
+    people: npt.NDArray[np.generic]
+    person: Integers
+    images: Integers
+    certificate: Certificate
+
+    def false_matches(self, far: float) -> Pairs:
+        """Return the impostor pairs accepted at a target, best first.
+
+        Raises:
+            MetricError: The target was not asked for, or it allows too many to list.
+        """
+        point = next((point for point in self.points if point.far == far), None)
+        if point is None:
+            raise MetricError(f"far {far} is none of {[point.far for point in self.points]}")
+        if point.false_accepts > len(self.impostors):
+            raise MetricError(
+                f"{point.false_accepts} pairs are accepted at far {far}; only the highest"
+                f" {len(self.impostors)} are listed"
+            )
+        listed = self.impostors
+        accepted = slice(point.false_accepts)
+        return Pairs(listed.left[accepted], listed.right[accepted], listed.scores[accepted])
+
+
+def all_pairs(
+    embeddings: Numbers,
+    identities: Numbers,
+    fars: float | Iterable[float],
+    *,
+    block: int = 4096,
+    keep: int = 0,
+) -> AllPairs:
+    """Return the true accept rate at each false accept rate over all pairs of different images.
+
+    The definition of `tar_at_far`, on float64 cosines rounded to multiples of 2**-40. The result
+    is the same for every `block` and every machine's choice of arithmetic. Time grows as N**2 d;
+    memory holds the embeddings once more, one tile, the genuine pairs and the listed impostors.
+
+    Args:
+        embeddings: (N, d) of any norm. A tensor on a GPU is processed there, in full float32.
+        identities: (N,) integers or strings.
+        fars: Targets in (0, 1].
+        block: Columns of a tile; it has a quarter as many rows.
+        keep: List at least this many of the highest impostor pairs, such as 6 times the number of
+            false matches for a bootstrap (`bench.metrics.intervals.tar_statistic`).
+
+    Raises:
+        MetricError: Wrong shapes, rows that are zero or not finite, no genuine or no impostor pair,
+            a target outside (0, 1], a block below 4.
+    """
+    targets = as_fars(fars)
+    if block < 4:
+        raise MetricError(f"block must be at least 4, not {block}")
+    population = Population(embeddings, identities)
+    allowed = [allowed_errors(far, population.impostors) for far in targets]
+    left, right = population.genuine_pairs()
+    genuine = population.scores(left, right)
+    with _full_float32():
+        ranks = [k for k in allowed if k < population.impostors]
+        search = _Search(population, ranks, min(keep, population.impostors), block)
+        search.run()
+    ...

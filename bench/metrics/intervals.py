@@ -1,0 +1,546 @@
+"""Intervals that respect identities, and the tests that compare two systems.
+
+Several images of one person, and all pairs that share a person, say less than as many independent
+trials: the binomial interval that ignores this covers far less than it claims (27 % instead of
+95 % for a false match rate over 60 people with 3 images each). Rates therefore get a Wilson
+interval with the effective sample size that the variance between identities implies (Fogliato,
+Patil and Perona, IJCV 2024), means get Student's t over identities, and statistics without a
+formula are bootstrapped over identities.
+
+All intervals are two-sided, all arithmetic is float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from scipy import special
+
+from bench.errors import MetricError
+from bench.metrics.arrays import (
+    Doubles,
+    Integers,
+    Numbers,
+    as_floats,
+    as_indices,
+    as_labels,
+    as_scores,
+)
+from bench.metrics.verification import allowed_errors, as_fars
+
+Statistic: TypeAlias = Callable[[Integers], float]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval.
+
+    Attributes:
+        value: The point estimate, in the unit of the metric.
+        low: Lower end of the interval; at most `value`.
+        high: Upper end; at least `value`.
+        n: Trials behind the value: probes or pairs (identities for a bootstrap).
+        clusters: Independent units behind the interval: identities, or the trials themselves.
+        method: How the interval was made, for a footnote.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    clusters: int
+    method: str
+
+
+@dataclass(frozen=True)
+class NonInferiority:
+    """Whether a candidate is worse than a baseline by less than a margin.
+
+    Attributes:
+        holds: The whole one-sided interval of the difference lies on the good side of the margin.
+            "Not significantly different" is no reason for it to hold.
+        difference: Candidate minus baseline, with the two-sided interval whose relevant end is the
+            one-sided bound.
+        bound: That end.
+        margin: The largest tolerated loss, positive.
+    """
+
+    holds: bool
+    difference: Estimate
+    bound: float
+    margin: float
+
+
+def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
+    """Return a rate of independent trials with Wilson's score interval.
+
+    Raises:
+        MetricError: Not 0 <= successes <= n with n > 0, or a confidence outside (0, 1).
+    """
+    _check_counts(successes, n)
+    low, high = _wilson(successes / n, n, _normal(confidence))
+    return Estimate(successes / n, low, high, n, n, "Wilson")
+
+
+def clopper_pearson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
+    """Return a rate of independent trials with the exact interval of Clopper and Pearson.
+
+    Raises:
+        MetricError: Not 0 <= successes <= n with n > 0, or a confidence outside (0, 1).
+    """
+    _check_counts(successes, n)
+    tail = _tail(confidence)
+    low = special.betaincinv(successes, n - successes + 1, tail) if successes else 0.0
+    high = special.betaincinv(successes + 1, n - successes, 1 - tail) if successes < n else 1.0
+    return Estimate(successes / n, float(low), float(high), n, n, "Clopper-Pearson")
+
+
+def clustered_rate(hits: Numbers, identities: Numbers, *, confidence: float = 0.95) -> Estimate:
+    """Return a rate over probes of which several may show one identity.
+
+    Wilson's interval with n_eff = p (1 - p) / V, V the cluster-robust variance of the mean, at most
+    one trial per probe, and Student's t for the quantile. Identities not in the sample may all be
+    unlike those in it, so no interval is narrower, towards 0 or 1, than the one that as many
+    identities without a single exception leave open.
+
+    Args:
+        hits: (probes,) 0 or 1, or a share in [0, 1] where a probe is tried several times.
+        identities: (probes,) integers or strings.
+        confidence: Nominal coverage, in (0, 1).
+
+    Raises:
+        MetricError: Wrong shapes, hits outside [0, 1], or a confidence outside (0, 1).
+    """
+    values = _rates(hits, "hits")
+    groups, clusters = _groups(identities, len(values))
+    rate = float(values.mean())
+    variance = _mean_variance(values, groups, clusters)
+    low, high = _robust_wilson(rate, variance, len(values), clusters, confidence)
+    if clusters > 1:
+        exception = _none_of(clusters, confidence)
+        low, high = min(low, 1 - exception), max(high, exception)
+    return Estimate(rate, low, high, len(values), clusters, "Wilson, clustered by identity")
+
+
+def clustered_mean(values: Numbers, identities: Numbers, *, confidence: float = 0.95) -> Estimate:
+    """Return a mean over probes (SSIM, PSNR, cosine, ...) of which several may show one identity.
+
+    Student's t, with one degree of freedom less than there are identities, on the cluster-robust
+    standard error of the mean. One identity alone leaves the interval infinite.
+
+    An infinite value (PSNR of an identical image) makes the mean and the upper end infinite; the
+    lower end is then that of the same values with the largest finite one in place of the infinite.
+
+    Args:
+        values: (probes,) real numbers, not NaN; +inf is allowed.
+        identities: (probes,) integers or strings.
+        confidence: Nominal coverage, in (0, 1).
+
+    Raises:
+        MetricError: Wrong shapes, NaN or -inf, or a confidence outside (0, 1).
+    """
+    numbers = as_floats(values, "values", 1).astype(np.float64)
+    if np.isnan(numbers).any() or np.isneginf(numbers).any():
+        raise MetricError("values holds NaN or -inf; leave out or repair those probes")
+    groups, clusters = _groups(identities, len(numbers))
+    finite = np.isfinite(numbers)
+    mean = float(numbers.mean())
+    if not finite.any():
+        low = high = mean
+    else:
+        numbers[~finite] = numbers[finite].max()
+        error = _student(confidence, clusters) * _mean_variance(numbers, groups, clusters) ** 0.5
+        low = float(numbers.mean()) - error
+        high = mean + error
+    return Estimate(mean, low, high, len(numbers), clusters, "t, clustered by identity")
+
+
+def pair_rate(
+    hits: Numbers,
+    left_identities: Numbers,
+    right_identities: Numbers,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return a rate over pairs of images, where pairs that share an identity are dependent.
+
+    Wilson's interval with n_eff = p (1 - p) / V, V the dyadic cluster-robust variance: products of
+    residuals are summed over all pairs of pairs with an identity in common. Genuine pairs (left and
+    right identity equal) are allowed. Without a hit, or without a miss, n_eff is the number of
+    identities.
+
+    Args:
+        hits: (pairs,) 0 or 1, or a share in [0, 1].
+        left_identities: (pairs,) identity of the first image, integers or strings.
+        right_identities: (pairs,) identity of the second image.
+        confidence: Nominal coverage, in (0, 1).
+
+    Raises:
+        MetricError: Wrong shapes, hits outside [0, 1], or a confidence outside (0, 1).
+    """
+    values = _rates(hits, "hits")
+    both = np.concatenate(
+        (
+            as_labels(left_identities, "left_identities", len(values)),
+            as_labels(right_identities, "right_identities", len(values)),
+        )
+    )
+    groups, clusters = _groups(both, 2 * len(values))
+    left, right = groups[: len(values)], groups[len(values) :]
+    rate = float(values.mean())
+    residuals = values - rate
+    others = left != right
+    per_identity = np.bincount(left, residuals, clusters)
+    per_identity += np.bincount(right[others], residuals[others], clusters)
+    dyads = _dyads(left[others], right[others], clusters)[1]
+    per_dyad = np.bincount(dyads, residuals[others])
+    shared = float(per_identity @ per_identity - per_dyad @ per_dyad)
+    variance = shared / len(values) ** 2 * clusters / max(clusters - 1, 1)
+    low, high = _robust_wilson(rate, variance, len(values), clusters, confidence)
+    return Estimate(rate, low, high, len(values), clusters, "Wilson, dyadic by identity")
+
+
+def dyadic_variance(left: Numbers, right: Numbers, images: Numbers) -> float:
+    """Return the variance of a false match rate over all impostor pairs, from its matches alone.
+
+    The sum over pairs of pairs with an identity in common, rearranged so that its cost grows with
+    the false matches and the identities, not with the pairs.
+
+    Args:
+        left: (matches,) identity index, in 0..K-1, of one image of each falsely matched pair.
+        right: (matches,) identity index of the other image; never that of the first.
+        images: (K,) number of images of each identity.
+
+    Raises:
+        MetricError: Indices outside 0..K-1, a match within one identity, fewer than two identities.
+    """
+    first, second, counts = _false_matches(left, right, images)
+    total = _impostor_pairs(counts)
+    rate = len(first) / total
+    identities = len(counts)
+    matches = np.bincount(first, minlength=identities) + np.bincount(second, minlength=identities)
+    excess = matches - rate * counts * (counts.sum() - counts)
+    keys, index = _dyads(first, second, identities)
+    per_dyad = np.bincount(index)
+    trials = counts[keys // identities] * counts[keys % identities]
+    squares = counts**2
+    all_dyads = (squares.sum() ** 2 - squares @ squares) / 2
+    shared_twice = per_dyad @ (per_dyad - 2 * rate * trials) + rate**2 * all_dyads
+    return float((excess @ excess - shared_twice) / total**2)
+
+
+def false_match_rate(
+    left: Numbers, right: Numbers, images: Numbers, *, confidence: float = 0.95
+) -> Estimate:
+    """Return the false match rate over all impostor pairs, from its matches alone.
+
+    Wilson's interval with n_eff = p (1 - p) / V, V from `dyadic_variance`. Without a false match
+    n_eff is the number of identities.
+
+    Args:
+        left: (matches,) as in `dyadic_variance`.
+        right: (matches,) as in `dyadic_variance`.
+        images: (K,) as in `dyadic_variance`.
+        confidence: Nominal coverage, in (0, 1).
+
+    Raises:
+        MetricError: As `dyadic_variance`, or a confidence outside (0, 1).
+    """
+    first, _, counts = _false_matches(left, right, images)
+    total = _impostor_pairs(counts)
+    clusters = len(counts)
+    rate = len(first) / total
+    variance = dyadic_variance(left, right, images) * clusters / (clusters - 1)
+    low, high = _robust_wilson(rate, variance, total, clusters, confidence)
+    return Estimate(rate, low, high, total, clusters, "Wilson, dyadic by identity")
+
+
+def vertex_bootstrap(
+    statistic: Statistic,
+    identities: int,
+    *,
+    replicates: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Estimate:
+    """Return a statistic of pairs with the percentile interval of the subject bootstrap.
+
+    Identities are drawn with replacement; a pair counts as often as the product of how often its
+    two identities were drawn.
+
+    Args:
+        statistic: Function of (K,) integer weights, such as from `fmr_statistic` or
+            `tar_statistic`; its value with all weights 1 is the estimate.
+        identities: K.
+        replicates: Number of resamples.
+        confidence: Nominal coverage, in (0, 1).
+        seed: Of the resamples.
+
+    Raises:
+        MetricError: The statistic is undefined in a resample; a confidence outside (0, 1).
+    """
+    tail = _tail(confidence)
+    generator = np.random.default_rng(seed)
+    chances = np.full(identities, 1 / identities)
+    draws = [statistic(generator.multinomial(identities, chances)) for _ in range(replicates)]
+    value = statistic(np.ones(identities, np.int64))
+    if not np.isfinite([value, *draws]).all():
+        raise MetricError(f"The statistic is undefined in a resample of {identities} identities.")
+    low, high = np.quantile(draws, (tail, 1 - tail))
+    method = f"subject bootstrap, {replicates} resamples"
+    return Estimate(
+        value, min(float(low), value), max(float(high), value), identities, identities, method
+    )
+
+
+def fmr_statistic(left: Numbers, right: Numbers, images: Numbers) -> Statistic:
+    """Return the false match rate as a function of identity weights, for `vertex_bootstrap`.
+
+    Args:
+        left: (matches,) as in `dyadic_variance`.
+        right: (matches,) as in `dyadic_variance`.
+        images: (K,) as in `dyadic_variance`.
+
+    Raises:
+        MetricError: As `dyadic_variance`.
+    """
+    first, second, counts = _false_matches(left, right, images)
+
+    def statistic(weights: Integers) -> float:
+        total = _impostor_pairs(weights * counts)
+        return float(weights[first] @ weights[second] / total) if total else np.nan
+
+    return statistic
+
+
+def tar_statistic(
+    genuine: Numbers,
+    genuine_identities: Numbers,
+    impostor: Numbers,
+    left: Numbers,
+    right: Numbers,
+    images: Numbers,
+    *,
+    far: float,
+) -> Statistic:
+    """Return TAR at a FAR as a function of identity weights, for `vertex_bootstrap`.
+
+    The threshold is found anew under each weighting, so its uncertainty is part of the interval.
+    Only the largest impostor scores are needed: with some six times floor(far * impostor pairs) of
+    them every resample is exact, and a resample that needs more raises an error.
+
+    Args:
+        genuine: (G,) scores of genuine pairs.
+        genuine_identities: (G,) identity index of each, in 0..K-1.
+        impostor: (L,) the L largest scores of all impostor pairs, in any order.
+        left: (L,) identity index of one image of each.
+        right: (L,) identity index of the other image.
+        images: (K,) number of images of each identity.
+        far: The false accept rate, in (0, 1].
+
+    Raises:
+        MetricError: Wrong shapes, scores that are not finite, indices outside 0..K-1.
+    """
+    (target,) = as_fars(far)
+    first, second, counts = _false_matches(left, right, images)
+    scores = as_scores(impostor, "impostor")
+    positives = as_scores(genuine, "genuine")
+    owners = as_indices(genuine_identities, "genuine_identities", len(counts))
+    if len(owners) != len(positives) or len(first) != len(scores):
+        raise MetricError("Scores and identities of the pairs differ in number: pair them first.")
+    complete = len(scores) == _impostor_pairs(counts)
+    order = np.argsort(-scores, kind="stable")
+    scores, first, second = scores[order], first[order], second[order]
+
+    def statistic(weights: Integers) -> float:
+        allowed = allowed_errors(target, _impostor_pairs(weights * counts))
+        accepted = np.cumsum(weights[first] * weights[second])
+        deciding = int(np.searchsorted(accepted, allowed, side="right"))
+        if deciding == len(scores) and not complete:
+            raise MetricError(
+                f"The {len(scores)} largest impostor scores do not reach FAR {target:g} in a "
+                f"resample: give more of them."
+            )
+        threshold = scores[deciding] if deciding < len(scores) else -np.inf
+        drawn = weights[owners]
+        return float(drawn[positives > threshold].sum() / drawn.sum()) if drawn.any() else np.nan
+
+    return statistic
+
+
+def paired_difference(
+    a: Numbers, b: Numbers, identities: Numbers, *, confidence: float = 0.95
+) -> Estimate:
+    """Return the difference of two rates measured on the same probes, a minus b.
+
+    Student's t over identities on the differences and two added probes, one won by each side: the
+    adjustment of Bonett and Price (2012), without which agreement on every probe would claim an
+    interval of no width. For means of unbounded values take `clustered_mean(a - b, identities)`.
+
+    Args:
+        a: (probes,) 0 or 1, or a share in [0, 1].
+        b: (probes,) the same probes under the other system.
+        identities: (probes,) integers or strings.
+        confidence: Nominal coverage, in (0, 1).
+
+    Raises:
+        MetricError: Wrong shapes, values outside [0, 1], or a confidence outside (0, 1).
+    """
+    first, second = _rates(a, "a"), _rates(b, "b")
+    if len(first) != len(second):
+        raise MetricError(f"a and b hold {len(first)} and {len(second)} probes: pair them first.")
+    groups, clusters = _groups(identities, len(first))
+    difference = first - second
+    value = float(difference.mean())
+    adjusted = np.append(difference, (1.0, -1.0))
+    variance = _mean_variance(adjusted, np.append(groups, (clusters, clusters + 1)), clusters + 2)
+    error = _student(confidence, clusters) * variance**0.5
+    centre = float(adjusted.mean())
+    low, high = min(centre - error, value), max(centre + error, value)
+    return Estimate(value, low, high, len(first), clusters, "paired t, clustered by identity")
+
+
+def mcnemar(b: int, c: int) -> float:
+    """Return the exact two-sided p-value of McNemar's test.
+
+    Valid only for independent pairs, one per identity; else use `paired_difference`.
+
+    Args:
+        b: Pairs that only the first system decides correctly.
+        c: Pairs that only the second system decides correctly.
+
+    Raises:
+        MetricError: A negative count.
+    """
+    if b < 0 or c < 0:
+        raise MetricError(f"Counts must not be negative: {b}, {c}.")
+    return min(1.0, 2 * float(special.bdtr(min(b, c), b + c, 0.5)))
+
+
+def non_inferiority(
+    candidate: Numbers,
+    baseline: Numbers,
+    identities: Numbers,
+    *,
+    margin: float,
+    better: Literal["higher", "lower"] = "higher",
+    confidence: float = 0.95,
+) -> NonInferiority:
+    """Return whether a candidate's rate is worse than the baseline's by less than a margin.
+
+    Args:
+        candidate: (probes,) 0 or 1, or a share in [0, 1].
+        baseline: (probes,) the same probes under the baseline.
+        identities: (probes,) integers or strings.
+        margin: The largest tolerated loss, in (0, 1).
+        better: "higher" for a utility such as TAR, "lower" for an attack's success.
+        confidence: Of the one-sided bound, in (0.5, 1).
+
+    Raises:
+        MetricError: As `paired_difference`; a margin or confidence outside its range.
+    """
+    if not 0 < margin < 1:
+        raise MetricError(f"margin must lie in (0, 1), not {margin}.")
+    difference = paired_difference(candidate, baseline, identities, confidence=2 * confidence - 1)
+    if better == "higher":
+        bound, holds = difference.low, difference.low > -margin
+    else:
+        bound, holds = difference.high, difference.high < margin
+    return NonInferiority(holds, difference, bound, margin)
+
+
+def _wilson(rate: float, n: float, quantile: float) -> tuple[float, float]:
+    square = quantile**2 / n
+    centre = (rate + square / 2) / (1 + square)
+    half = float(np.sqrt(square * (rate * (1 - rate) + square / 4))) / (1 + square)
+    # Rounding must not push the interval off a rate of 0 or 1.
+    return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
+
+
+def _robust_wilson(
+    rate: float, variance: float, n: int, clusters: int, confidence: float
+) -> tuple[float, float]:
+    """Return Wilson's interval at the sample size that the variance implies, at most n.
+
+    Without a hit, or without a miss, the variance says nothing and identities are the trials. One
+    identity says nothing about others.
+    """
+    quantile = _student(confidence, clusters)
+    if clusters == 1:
+        return 0.0, 1.0
+    spread = rate * (1 - rate)
+    effective = max(variance, spread / n)
+    return _wilson(rate, spread / effective if spread > 0 else clusters, quantile)
+
+
+def _none_of(clusters: int, confidence: float) -> float:
+    """Return the upper end of Wilson's interval for no success in as many trials as identities."""
+    return _wilson(0.0, clusters, _student(confidence, clusters))[1]
+
+
+def _mean_variance(values: Doubles, groups: Integers, clusters: int) -> float:
+    """Return the cluster-robust variance of the mean, with the small-sample factor K / (K - 1)."""
+    residuals = np.bincount(groups, values - values.mean(), clusters)
+    factor = clusters / max(clusters - 1, 1)
+    return float(factor * (residuals @ residuals)) / len(values) ** 2
+
+
+def _dyads(left: Integers, right: Integers, identities: int) -> tuple[Integers, Integers]:
+    """Return the distinct unordered pairs of identities, as numbers, and the pair of each entry."""
+    keys = np.minimum(left, right) * identities + np.maximum(left, right)
+    distinct, index = np.unique(keys, return_inverse=True)
+    return distinct, index
+
+
+def _false_matches(
+    left: Numbers, right: Numbers, images: Numbers
+) -> tuple[Integers, Integers, Integers]:
+    counts = as_indices(images, "images", np.iinfo(np.int64).max)
+    first = as_indices(left, "left", len(counts))
+    second = as_indices(right, "right", len(counts))
+    if len(first) != len(second) or (first == second).any():
+        raise MetricError("left and right must name two different identities for every pair.")
+    if np.count_nonzero(counts) < 2:
+        raise MetricError("Impostor pairs need images of at least two identities.")
+    return first, second, counts
+
+
+def _impostor_pairs(counts: Integers) -> int:
+    return (int(counts.sum()) ** 2 - int(counts @ counts)) // 2
+
+
+def _groups(identities: Numbers, count: int) -> tuple[Integers, int]:
+    labels = as_labels(identities, "identities", count)
+    distinct, groups = np.unique(labels, return_inverse=True)
+    return groups, len(distinct)
+
+
+def _rates(values: Numbers, name: str) -> Doubles:
+    rates = as_scores(values, name).astype(np.float64)
+    if rates.min() < 0 or rates.max() > 1:
+        raise MetricError(f"{name} must lie in [0, 1], not {rates.min():g} to {rates.max():g}.")
+    return rates
+
+
+def _check_counts(successes: int, n: int) -> None:
+    if not (n > 0 and 0 <= successes <= n):
+        raise MetricError(f"{successes} of {n} trials is no rate: give 0 <= successes <= n, n > 0.")
+
+
+def _tail(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise MetricError(f"confidence must lie in (0, 1), not {confidence}.")
+    return (1 - confidence) / 2
+
+
+def _normal(confidence: float) -> float:
+    return float(special.ndtri(1 - _tail(confidence)))
+
+
+def _student(confidence: float, clusters: int) -> float:
+    """Return the quantile of Student's t; infinite for one identity."""
+    probability = 1 - _tail(confidence)
+    return float(special.stdtrit(clusters - 1, probability)) if clusters > 1 else np.inf

@@ -1,0 +1,1 @@
+"""The block-DCT family: images transmitted as frequency tensors."""
