@@ -10,14 +10,15 @@ from torch import Tensor
 
 from attacks.base import Attack, Reference, Victims
 from bench.datasets.base import Indices
+from bench.keys import derived_seed, digest
 from bench.plan import Cell
 from bench.plugin import source_fingerprint
 from bench.recognizers.base import CROP
 from bench.registry import REFERENCES
 from bench.scoring import Scorer, Values, to_bytes
-from bench.store import Artifact, Store, digest
+from bench.store import Artifact, Store
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
-from bench.world import World, derived_seed, protect, recognizer_fields, seeded, stored_records
+from bench.world import World, protect, recognizer_fields, seeded, stored_records
 from defenses.base import Defense
 
 RECONSTRUCT_BATCH = 64
@@ -85,7 +86,7 @@ class Cells:
 
     def _attack(self, cell: Cell) -> tuple[dict[str, Tensor], dict[str, Any]]:
         world = self._world
-        records = world.victim_records(cell.defense, cell.leak, world.split.probes)
+        records = world.victim_records(cell.defense, cell.leak)
         attacker = self._attacker(cell, records.tensors["records"])
         attack = self._trained_attack(cell, attacker)
         leaked = self._leaked(cell, records.tensors["records"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,13 +13,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench.datasets.base import SplitSizes
 from bench.errors import UserError
+from bench.keys import digest
 from bench.leaks import Leak
+from bench.listing import SUITES
 from bench.plugin import source_fingerprint
 from bench.registry import ATTACKS, DATASETS, DEFENSES, RECOGNIZERS, Registry
-from bench.store import digest
 from bench.threats import Threat
-
-SUITES = Path(__file__).with_name("suites")
 
 
 class SuiteError(UserError):
@@ -244,3 +244,51 @@ def _check_threat(attack: Spec, threat: Threat) -> None:
             f"The attack {attack.name!r} does not run under the threat {threat} (only under "
             f"{', '.join(sorted(threats))}): change its threats in the suite."
         )
+
+
+def narrowed(
+    suite: Suite, defenses: Sequence[str], attacks: Sequence[str], dataset: str | None
+) -> Suite:
+    """Return a suite with only some defenses (and none), only some attacks, or other data.
+
+    A name that the suite does not hold, such as a plug-in's, joins every group whose leak it can
+    work on, with its defaults; an attack joins under all of its threats.
+
+    Raises:
+        UserError: A name is unknown, or nothing is left to run.
+    """
+    groups = []
+    for group in suite.group:
+        kept_defenses = _kept_defenses(group, defenses) if defenses else group.defenses
+        kept_attacks = _kept_attacks(group, attacks) if attacks else group.attacks
+        if kept_attacks and any(item.name != "none" for item in kept_defenses) or not defenses:
+            groups.append(
+                group.model_copy(update={"defenses": kept_defenses, "attacks": kept_attacks})
+            )
+    groups = [group for group in groups if group.attacks and group.defenses]
+    if not groups:
+        raise SuiteError(
+            f"Nothing in the suite {suite.name} fits {', '.join([*defenses, *attacks])}: "
+            "no group has a leak that they work on."
+        )
+    changes = {"group": tuple(groups), "dataset": dataset or suite.dataset}
+    return suite.model_copy(update=changes)
+
+
+def _kept_defenses(group: Group, names: Sequence[str]) -> tuple[Named, ...]:
+    kept = [item for item in group.defenses if item.name in {*names, "none"}]
+    for name in names:
+        works = group.leak in DEFENSES.get(name).leaks  # type: ignore[attr-defined]
+        if works and name not in {item.name for item in kept}:
+            kept.append(Named(name=name))
+    return tuple(kept)
+
+
+def _kept_attacks(group: Group, names: Sequence[str]) -> tuple[NamedAttack, ...]:
+    kept = [item for item in group.attacks if item.name in names]
+    for name in names:
+        plugin = ATTACKS.get(name)
+        works = group.leak in plugin.leaks  # type: ignore[attr-defined]
+        if works and name not in {item.name for item in kept}:
+            kept.append(NamedAttack(name=name, threats=tuple(sorted(plugin.threats))))  # type: ignore[attr-defined]
+    return tuple(kept)

@@ -22,12 +22,13 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from bench import results
 from bench.cell import Cells
 from bench.errors import UserError
+from bench.keys import digest
 from bench.leaks import Leak
 from bench.plan import Cell, Spec, Suite, cells
 from bench.registry import REFERENCES
 from bench.results import Row, parameters_text
 from bench.scoring import Score, Values, utility, worst_case
-from bench.store import Artifact, Store, atomic_path, digest
+from bench.store import Artifact, Store, atomic_path
 from bench.threats import Threat
 from bench.world import World
 

@@ -223,9 +223,10 @@ def verification_scores(
     way: str,
 ) -> list[Score]:
     """Return accuracy over the folds, EER, and TAR at every FAR that the pairs support."""
-    accuracy = verification_accuracy(scores, same, folds)
+    folded = folds >= 0
+    accuracy = verification_accuracy(scores[folded], same[folded], folds[folded])
     count = f"folds={len(accuracy.accuracies)}"
-    correct = pair_rate(accuracy.correct, *people)
+    correct = pair_rate(accuracy.correct, people[0][folded], people[1][folded])
     found = [
         Score(f"accuracy.{way}", "accuracy:folds-exact", correct, flags=(count,)),
         Score(f"eer.{way}", "eer", _plain(eer(scores[same], scores[~same]), len(scores))),

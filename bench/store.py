@@ -7,7 +7,6 @@ written to a temporary file, flushed, and renamed, so a reader sees all of it or
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
 import tempfile
@@ -23,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from bench.errors import UserError
+from bench.keys import digest
 
 SCHEMA = 1
 """Raised when the meaning of stored artifacts changes; part of every key."""
@@ -53,12 +53,6 @@ Made = tuple[dict[str, Tensor], dict[str, Any]]
 def default_root() -> Path:
     """Return the user's cache folder for veilbench."""
     return Path(pooch.os_cache("veilbench"))
-
-
-def digest(fields: object) -> str:
-    """Return the sha256 of the canonical JSON of plain values."""
-    text = json.dumps(fields, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class Store:

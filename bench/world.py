@@ -24,13 +24,14 @@ from bench import assets
 from bench.datasets.align import ALIGNMENT, Aligner
 from bench.datasets.base import Dataset, Indices, Photo, Split, check_disjoint
 from bench.datasets.images import decode
+from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
 from bench.plan import Named, Spec, Suite
 from bench.recognizers.base import Recognizer
 from bench.registry import DATASETS, RECOGNIZERS
-from bench.store import Artifact, Store, digest
+from bench.store import Artifact, Store
 from defenses.base import Defender, Defense
 
 BATCH = 32
@@ -373,11 +374,6 @@ def check_records(defense: Defense, records: Tensor, count: int) -> None:
         raise ValueError(f"{name}.protect returned shape {shape} for {count} inputs")
     if not torch.isfinite(records).all():
         raise ValueError(f"{name}.protect returned values that are not finite")
-
-
-def derived_seed(fields: object) -> int:
-    """Return a seed fixed by plain values."""
-    return int(digest(fields)[:15], 16)
 
 
 @contextmanager

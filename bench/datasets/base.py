@@ -39,7 +39,8 @@ class PairList:
         left: (P,) indices of photos.
         right: (P,) indices of photos.
         same: (P,) whether both show the same person.
-        folds: (P,) fold of each pair.
+        folds: (P,) fold of each pair in fold accuracy, or -1 for a pair that only rates over all
+            pairs (TAR, EER) use. Folds hold as many genuine as impostor pairs.
     """
 
     left: Indices
@@ -173,28 +174,24 @@ class _Casting:
         )
 
     def _all_pairs(self) -> PairList:
-        """Take the victims; return all pairs inside folds of three people, impostors thinned."""
+        """Take the victims; return all pairs of their photos, with balanced folds for accuracy."""
         if self._sizes.victims is None:
             raise UserError(
                 f"The dataset {self._name} has no official pairs: set split.victims in the suite."
             )
         victims = self._people(self._sizes.victims, "victims")
-        folds = np.array_split(np.array(victims), max(2, len(victims) // PEOPLE_PER_FOLD))
-        parts = [self._fold_pairs(list(fold), number) for number, fold in enumerate(folds)]
-        return PairList(*(np.concatenate(field) for field in zip(*parts, strict=True)))
-
-    def _fold_pairs(
-        self, people: list[str], fold: int
-    ) -> tuple[Indices, Indices, NDArray[np.bool_], NDArray[np.int_]]:
-        photos = np.concatenate([self._photos[name] for name in people])
+        photos = np.concatenate([self._photos[name] for name in victims])
+        fold_of = {name: place // PEOPLE_PER_FOLD for place, name in enumerate(victims)}
         owner = np.array([self._identity[photo] for photo in photos])
+        fold = np.array([fold_of[name] for name in owner])
         left, right = np.triu_indices(len(photos), k=1)
         same = owner[left] == owner[right]
-        impostors = np.flatnonzero(~same)
-        kept = self._random.choice(impostors, min(len(impostors), int(same.sum())), replace=False)
-        chosen = np.concatenate([np.flatnonzero(same), np.sort(kept)])
-        left, right, same = left[chosen], right[chosen], same[chosen]
-        return photos[left], photos[right], same, np.full(len(chosen), fold)
+        folds = np.where(fold[left] == fold[right], fold[left], -1)
+        for number in set(fold_of.values()):
+            inside = np.flatnonzero((folds == number) & ~same)
+            surplus = len(inside) - int(((folds == number) & same).sum())
+            folds[self._random.choice(inside, max(surplus, 0), replace=False)] = -1
+        return PairList(photos[left], photos[right], same, folds)
 
     def _some_official_pairs(self) -> PairList:
         """Return the same number of matched and mismatched pairs of every official fold."""

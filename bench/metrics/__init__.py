@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from bench.metrics.all_pairs import all_pairs
     from bench.metrics.definitions import Definition, definition, definitions
     from bench.metrics.identification import acceptance, identification
     from bench.metrics.image import mse, psnr, ssim
@@ -27,17 +28,18 @@ if TYPE_CHECKING:
         clustered_rate,
         dyadic_variance,
         false_match_rate,
+        fmr_statistic,
         mcnemar,
         non_inferiority,
         pair_rate,
         paired_difference,
+        tar_statistic,
         vertex_bootstrap,
         wilson,
     )
     from bench.metrics.perceptual import Reference, lpips
     from bench.metrics.unlinkability import Unlinkability, unlinkability
     from bench.metrics.verification import (
-        all_pairs,
         auc,
         det,
         eer,
@@ -64,6 +66,7 @@ __all__ = [
     "dyadic_variance",
     "eer",
     "false_match_rate",
+    "fmr_statistic",
     "identification",
     "lpips",
     "mcnemar",
@@ -75,6 +78,7 @@ __all__ = [
     "roc",
     "ssim",
     "tar_at_far",
+    "tar_statistic",
     "unlinkability",
     "verification_accuracy",
     "vertex_bootstrap",
@@ -82,6 +86,7 @@ __all__ = [
 ]
 
 _NAMES = {
+    "all_pairs": ("all_pairs",),
     "definitions": ("Definition", "definition", "definitions"),
     "identification": ("acceptance", "identification"),
     "image": ("mse", "psnr", "ssim"),
@@ -93,17 +98,18 @@ _NAMES = {
         "clustered_rate",
         "dyadic_variance",
         "false_match_rate",
+        "fmr_statistic",
         "mcnemar",
         "non_inferiority",
         "pair_rate",
         "paired_difference",
+        "tar_statistic",
         "vertex_bootstrap",
         "wilson",
     ),
     "perceptual": ("Reference", "lpips"),
     "unlinkability": ("Unlinkability", "unlinkability"),
     "verification": (
-        "all_pairs",
         "auc",
         "det",
         "eer",

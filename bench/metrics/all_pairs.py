@@ -8,7 +8,6 @@ does not, that target is done again with a wider one.
 
 from __future__ import annotations
 
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -18,10 +17,10 @@ import numpy.typing as npt
 import torch
 
 from bench.errors import MetricError
-from bench.metrics.arrays import Booleans, Doubles, Integers, Numbers
-from bench.metrics.population import Population, Rows
-from bench.metrics.screening import EightBit, Float32Screen, Int8Screen, Screen, Tile
-from bench.metrics.screening import float32_error, int8_error
+from bench.metrics.arrays import Integers, Numbers
+from bench.metrics.bands import Band, MiddleBand, Pairs, Sample, Scorer, TopBand
+from bench.metrics.population import Population
+from bench.metrics.screening import Float32Screen, Int8Screen, Screen, Tile
 from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
 
 if TYPE_CHECKING:
@@ -29,31 +28,8 @@ if TYPE_CHECKING:
 
 # Pairs that are kept one by one: the false matches of all targets that allow no more.
 _LISTED = 6_000_000
-# Values in a bracket before equal ones are merged.
-_PENDING = 1 << 24
 # A bracket reaches this many standard deviations of the sample to either side; doubled on failure.
-_SIGMAS = 6.0
-# Images per sampled group. Groups are compared pairwise, all images of one with all of the other.
-_GROUP = 64
-_SAMPLED_PAIRS = 4_000_000
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs of images with their scores.
-
-    Attributes:
-        left: (pairs,) row of one image in the caller's embeddings.
-        right: (pairs,) row of the other.
-        scores: (pairs,) cosines in float64, to multiples of 2**-40.
-    """
-
-    left: Rows
-    right: Rows
-    scores: Doubles
-
-    def __len__(self) -> int:
-        return len(self.scores)
+_SIGMAS = 4.5
 
 
 @dataclass(frozen=True)
@@ -148,14 +124,93 @@ def all_pairs(
             a target outside (0, 1], a block below 4.
     """
     targets = as_fars(fars)
-    if block < 4:
-        raise MetricError(f"block must be at least 4, not {block}")
+    if block < 4 or keep < 0:
+        raise MetricError(f"block must be at least 4 and keep at least 0, not {block} and {keep}")
     population = Population(embeddings, identities)
+    genuine = _genuine(population)
     allowed = [allowed_errors(far, population.impostors) for far in targets]
+    listed = max([k for k in allowed if k <= _LISTED] + [keep])
+    top = TopBand(min(listed, population.impostors - 1))
+    middle = [MiddleBand(k) for k in allowed if top.rank < k < population.impostors]
+    certificate = _search(population, [top, *middle], block)
+    band_of = {band.rank: band for band in middle}
+    points = []
+    for far, k in zip(targets, allowed, strict=True):
+        if k == population.impostors:
+            threshold, false_accepts = -np.inf, k
+        else:
+            threshold, false_accepts = band_of.get(k, top).order_statistic(k)
+        points.append(
+            operating_point(far, threshold, genuine.scores, false_accepts, population.impostors)
+        )
+    return AllPairs(
+        points=points,
+        genuine=_in_callers_rows(genuine, population),
+        impostors=_in_callers_rows(top.pairs(), population),
+        people=population.people,
+        person=population.person,
+        images=population.images,
+        certificate=certificate,
+    )
+
+
+def _genuine(population: Population) -> Pairs:
     left, right = population.genuine_pairs()
-    genuine = population.scores(left, right)
+    return Pairs(left, right, population.scores(left, right))
+
+
+def _in_callers_rows(pairs: Pairs, population: Population) -> Pairs:
+    rows = population.order.astype(np.int32)
+    return Pairs(rows[pairs.left], rows[pairs.right], pairs.scores)
+
+
+def _search(population: Population, bands: Sequence[Band], block: int) -> Certificate:
+    """Run passes over all impostor pairs until every band holds its order statistic."""
+    scorer = Scorer(population)
+    passes, sigmas = 0, _SIGMAS
     with _full_float32():
-        ranks = [k for k in allowed if k < population.impostors]
-        search = _Search(population, ranks, min(keep, population.impostors), block)
-        search.run()
-    ...
+        units = population.units()
+        sample = Sample(population, units)
+        for band in bands:
+            band.place(*sample.bracket(band.rank, sigmas))
+        screen = _fastest_screen(population, sample, bands)(
+            units, population.end, block // 4, block
+        )
+        while bands:
+            for tile in _tiles(screen, population, block):
+                for band in bands:
+                    band.scan(tile, scorer)
+            passes, sigmas = passes + 1, sigmas * 2
+            bands = [band for band in bands if not band.holds()]
+            for band in bands:
+                band.place(*sample.bracket(band.rank, sigmas))
+    return Certificate(
+        screen=screen.name,
+        error_bound=scorer.error_bound,
+        largest_error=scorer.largest_error,
+        scored=scorer.scored,
+        passes=passes,
+    )
+
+
+def _tiles(screen: Screen, population: Population, block: int) -> Iterator[Tile]:
+    """Yield tiles that cover every impostor pair once."""
+    for first in range(0, population.count, block // 4):
+        rows = slice(first, min(first + block // 4, population.count))
+        for column in range(int(population.end[first]), population.count, block):
+            yield screen.tile(rows, slice(column, min(column + block, population.count)))
+
+
+def _fastest_screen(population: Population, sample: Sample, bands: Sequence[Band]) -> type[Screen]:
+    return Float32Screen
+
+
+@contextmanager
+def _full_float32() -> Iterator[None]:
+    """Keep torch from taking float32 products in TF32 or bfloat16."""
+    precision = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(precision)

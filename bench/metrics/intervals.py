@@ -117,7 +117,7 @@ def clustered_rate(hits: Numbers, identities: Numbers, *, confidence: float = 0.
     values = _rates(hits, "hits")
     groups, clusters = _groups(identities, len(values))
     rate = float(values.mean())
-    variance = _mean_variance(values, groups, clusters)
+    variance = _mean_variance(values, groups)
     low, high = _robust_wilson(rate, variance, len(values), clusters, confidence)
     if clusters > 1:
         exception = _none_of(clusters, confidence)
@@ -152,7 +152,7 @@ def clustered_mean(values: Numbers, identities: Numbers, *, confidence: float = 
         low = high = mean
     else:
         numbers[~finite] = numbers[finite].max()
-        error = _student(confidence, clusters) * _mean_variance(numbers, groups, clusters) ** 0.5
+        error = _mean_error(numbers, groups, clusters, confidence)
         low = float(numbers.mean()) - error
         high = mean + error
     return Estimate(mean, low, high, len(numbers), clusters, "t, clustered by identity")
@@ -396,8 +396,8 @@ def paired_difference(
     difference = first - second
     value = float(difference.mean())
     adjusted = np.append(difference, (1.0, -1.0))
-    variance = _mean_variance(adjusted, np.append(groups, (clusters, clusters + 1)), clusters + 2)
-    error = _student(confidence, clusters) * variance**0.5
+    added = np.append(groups, (clusters, clusters + 1))
+    error = _mean_error(adjusted, added, clusters, confidence)
     centre = float(adjusted.mean())
     low, high = min(centre - error, value), max(centre + error, value)
     return Estimate(value, low, high, len(first), clusters, "paired t, clustered by identity")
@@ -468,9 +468,9 @@ def _robust_wilson(
     Without a hit, or without a miss, the variance says nothing and identities are the trials. One
     identity says nothing about others.
     """
-    quantile = _student(confidence, clusters)
     if clusters == 1:
         return 0.0, 1.0
+    quantile = _student(confidence, clusters)
     spread = rate * (1 - rate)
     effective = max(variance, spread / n)
     return _wilson(rate, spread / effective if spread > 0 else clusters, quantile)
@@ -481,11 +481,18 @@ def _none_of(clusters: int, confidence: float) -> float:
     return _wilson(0.0, clusters, _student(confidence, clusters))[1]
 
 
-def _mean_variance(values: Doubles, groups: Integers, clusters: int) -> float:
+def _mean_variance(values: Doubles, groups: Integers) -> float:
     """Return the cluster-robust variance of the mean, with the small-sample factor K / (K - 1)."""
-    residuals = np.bincount(groups, values - values.mean(), clusters)
-    factor = clusters / max(clusters - 1, 1)
-    return float(factor * (residuals @ residuals)) / len(values) ** 2
+    residuals = np.bincount(groups, values - values.mean())
+    factor = len(residuals) / max(len(residuals) - 1, 1)
+    return factor * float(residuals @ residuals) / len(values) ** 2
+
+
+def _mean_error(values: Doubles, groups: Integers, clusters: int, confidence: float) -> float:
+    """Return half the width of the t interval of the mean; infinite for one identity."""
+    if clusters == 1:
+        return float("inf")
+    return _student(confidence, clusters) * float(np.sqrt(_mean_variance(values, groups)))
 
 
 def _dyads(left: Integers, right: Integers, identities: int) -> tuple[Integers, Integers]:
@@ -541,6 +548,4 @@ def _normal(confidence: float) -> float:
 
 
 def _student(confidence: float, clusters: int) -> float:
-    """Return the quantile of Student's t; infinite for one identity."""
-    probability = 1 - _tail(confidence)
-    return float(special.stdtrit(clusters - 1, probability)) if clusters > 1 else np.inf
+    return float(special.stdtrit(clusters - 1, 1 - _tail(confidence)))

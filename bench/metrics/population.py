@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -10,16 +11,16 @@ import torch
 from torch import Tensor
 
 from bench.errors import MetricError
-from bench.metrics.arrays import TIE, Doubles, Integers, Numbers, as_floats, as_labels
+from bench.metrics.arrays import TIE, Doubles, Floats, Integers, Numbers, as_floats, as_labels
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 Rows: TypeAlias = npt.NDArray[np.int32]
 
-_PAIRS_PER_CHUNK = 256  # both chunks in float64 fit a core's cache at d = 512
-_PAIRS_PER_DEVICE_CHUNK = 1 << 18
-_ROWS_PER_CHUNK = 4096
+_PAIRS_PER_CHUNK = 256  # four buffers that stay in a core's cache at d = 512
+_PAIRS_PER_THREAD = 1024
+_PAIRS_ON_DEVICE = 1 << 18
 
 
 class Population:
@@ -49,7 +50,6 @@ class Population:
 
     def __init__(self, embeddings: Numbers, identities: Numbers) -> None:
         self._embeddings = _as_matrix(embeddings)
-        self._host = self._embeddings.numpy() if self.device.type == "cpu" else None
         self.count, self.dimension = self._embeddings.shape
         labels = as_labels(identities, "identities", self.count)
         self.people, self.person = np.unique(labels, return_inverse=True)
@@ -62,6 +62,7 @@ class Population:
             raise MetricError("no identity has two embeddings, so there is no genuine pair")
         if not self.impostors:
             raise MetricError("all embeddings have one identity, so there is no impostor pair")
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self._norms = self._lengths()
 
     @property
@@ -69,17 +70,10 @@ class Population:
         """Where the embeddings are."""
         return self._embeddings.device
 
-    def unit_rows(self, rows: Integers) -> Tensor:
-        """Return embeddings (by sorted row), L2-normalised in float64, rounded to float32."""
-        norms = torch.from_numpy(self._norms[rows]).to(self.device)
-        return (self._take(rows) / norms[:, None]).float()
-
-    def all_unit_rows(self) -> Tensor:
-        """Return `unit_rows` of everything: (N, d)."""
-        units = torch.empty(self.count, self.dimension, device=self.device)
-        for span in _spans(self.count, _ROWS_PER_CHUNK):
-            units[span] = self.unit_rows(np.arange(self.count)[span])
-        return units
+    def units(self) -> Tensor:
+        """Return the L2-normalised embeddings in float32 in sorted order: (N, d)."""
+        units = self._embeddings[torch.from_numpy(self.order).to(self.device)].float()
+        return units.div_(torch.from_numpy(self._norms).to(self.device, torch.float32)[:, None])
 
     def genuine_pairs(self) -> tuple[Rows, Rows]:
         """Return both sorted rows of every pair of one person."""
@@ -97,46 +91,65 @@ class Population:
         the same for every block size. The rounding makes ties of scores that differ by no more than
         the rounding of their sums.
         """
-        products = np.empty(len(left))
-        size = _PAIRS_PER_CHUNK if self.device.type == "cpu" else _PAIRS_PER_DEVICE_CHUNK
-        for span in _spans(len(left), size):
-            products[span] = _row_products(self._take(left[span]), self._take(right[span]))
-        products /= self._norms[left] * self._norms[right]
-        return np.rint(products / TIE) * TIE
-
-    def _take(self, rows: npt.NDArray[np.signedinteger]) -> Tensor:
-        places = self.order[rows]
-        if self._host is None:
-            return self._embeddings[torch.from_numpy(places).to(self.device)].double()
-        return torch.from_numpy(self._host.take(places, axis=0).astype(np.float64, copy=False))
+        scores = self._products(self.order[left], self.order[right])
+        scores /= self._norms[left] * self._norms[right]
+        return np.rint(scores / TIE) * TIE
 
     def _lengths(self) -> Doubles:
-        lengths = np.empty(self.count)
-        for span in _spans(self.count, _ROWS_PER_CHUNK):
-            rows = self._take(np.arange(self.count)[span])
-            lengths[span] = np.sqrt(_row_products(rows, rows))
+        lengths = np.sqrt(self._products(self.order, self.order))
         broken = ~(lengths > 0) | np.isinf(lengths)
         if broken.any():
             row = self.order[np.argmax(broken)]
             raise MetricError(f"row {row} of embeddings is zero or not finite: it has no direction")
         return lengths
 
+    def _products(self, left: Integers, right: Integers) -> Doubles:
+        """Return the float64 inner products of pairs of the caller's rows."""
+        if self.device.type != "cpu":
+            return _device_products(self._embeddings, left, right)
+        products = np.empty(len(left))
+        rows = self._embeddings.numpy()
+        share = max(_PAIRS_PER_THREAD, -(-len(left) // torch.get_num_threads()))
+        futures = [
+            self._pool.submit(_fill_products, rows, left[span], right[span], products[span])
+            for span in _spans(len(left), share)
+        ]
+        for future in futures:
+            future.result()
+        return products
+
 
 def _as_matrix(embeddings: Numbers) -> Tensor:
     """Return (N, d) in float32 or float64 on its own device."""
-    if isinstance(embeddings, Tensor) and embeddings.device.type != "cpu":
+    if isinstance(embeddings, Tensor) and not embeddings.is_cpu:
         if embeddings.ndim != 2 or not embeddings.is_floating_point():
-            raise MetricError(f"embeddings must be a matrix of real numbers, not {embeddings.shape}")
+            raise MetricError(f"embeddings must be a real matrix, not {tuple(embeddings.shape)}")
         embeddings = embeddings.detach()
         return embeddings if embeddings.dtype == torch.float64 else embeddings.float()
     return torch.from_numpy(np.ascontiguousarray(as_floats(embeddings, "embeddings", 2)))
 
 
-def _row_products(left: Tensor, right: Tensor) -> Doubles:
-    """Return the inner product of each row of `left` with the same row of `right`."""
-    if left.device.type == "cpu":
-        return np.vecdot(left.numpy(), right.numpy())
-    return (left * right).sum(dim=1).cpu().numpy()
+def _fill_products(rows: Floats, left: Integers, right: Integers, out: Doubles) -> None:
+    """Write the inner products of rows into `out`, chunk by chunk in the same small buffers."""
+    size = min(len(left), _PAIRS_PER_CHUNK)
+    picked = np.empty((2, size, rows.shape[1]), rows.dtype)
+    exact = np.empty(picked.shape)
+    for span in _spans(len(left), _PAIRS_PER_CHUNK):
+        count = span.stop - span.start
+        for side, places in enumerate((left, right)):
+            # mode="clip" lets NumPy write straight into `out`; the places are in range.
+            np.take(rows, places[span], axis=0, out=picked[side, :count], mode="clip")
+        np.copyto(exact, picked)
+        np.vecdot(exact[0, :count], exact[1, :count], out=out[span])
+
+
+def _device_products(rows: Tensor, left: Integers, right: Integers) -> Doubles:
+    """Return the inner products of rows, taken where the rows are."""
+    products = np.empty(len(left))
+    for span in _spans(len(left), _PAIRS_ON_DEVICE):
+        pair = [rows[torch.from_numpy(p[span]).to(rows.device)].double() for p in (left, right)]
+        products[span] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
+    return products
 
 
 def _spans(count: int, size: int) -> Iterator[slice]:

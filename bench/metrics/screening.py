@@ -3,7 +3,7 @@
 A screen tells of every pair in a tile how far its cosine can be from the product, so that most
 pairs are accepted or dismissed for certain and only the few in between need an exact score.
 
-- float32: a sum of d products of unit vectors, in any order, is off by less than (d + 4) 2**-24.
+- float32: a sum of d products of unit vectors, in any order, is off by less than (d + 8) 2**-24.
 - int8: row = a q + r and column = c p + t with int8 codes q and p. The product a c (q . p) is exact
   in int32 and, by Cauchy-Schwarz, off by at most |r| + |t| + |r| |t|; the residuals are measured.
 """
@@ -21,14 +21,14 @@ import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bench.metrics.arrays import Doubles
-    from bench.metrics.population import Population
+    from bench.metrics.arrays import Doubles, Integers
+    from bench.metrics.population import Rows
 
 # Where the common scale of the columns saturates, in root mean squares of a component: the least
 # squared error for eight bits and normal components.
 _SATURATION = 3.9
 _LARGEST_CODE = 127
-_ROWS_PER_CHUNK = 4096
+_VECTORS_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,7 @@ class Tile:
         first_column: Sorted row of the first column.
         unit: (rows, 1) cosine per unit of `values`.
         error: (rows, 1) bound on the distance of `values * unit` from the exact cosine.
+        masks: Two buffers of the shape of `values`.
     """
 
     values: Tensor
@@ -48,27 +49,71 @@ class Tile:
     first_column: int
     unit: Doubles
     error: Doubles
+    masks: Tensor
 
-    def possibly_above(self, level: float) -> npt.NDArray[np.generic]:
-        """Return (rows, 1) limits that the value of every pair with a cosine > `level` exceeds."""
+    def possibly_above(self, level: float) -> Tensor:
+        """Return a mask of pairs that holds all with a cosine above `level`."""
         limits = (level - self.error) / self.unit
         if self.values.is_floating_point():
-            return np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
-        return _as_int32(np.floor(limits))
+            limits = np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
+        else:
+            limits = _as_int32(np.floor(limits))
+        return self._above(limits, self.masks[0])
 
-    def surely_above(self, level: float) -> npt.NDArray[np.generic]:
-        """Return (rows, 1) limits; every pair whose value exceeds them has a cosine > `level`."""
+    def surely_above(self, level: float) -> Tensor:
+        """Return a mask of pairs that all have a cosine above `level`."""
         limits = (level + self.error) / self.unit
         if self.values.is_floating_point():
-            return np.nextafter(limits.astype(np.float32), np.float32(np.inf))
-        return _as_int32(np.ceil(limits))
+            limits = np.nextafter(limits.astype(np.float32), np.float32(np.inf))
+        else:
+            limits = _as_int32(np.ceil(limits))
+        return self._above(limits, self.masks[1])
+
+    def pick(self, mask: Tensor) -> tuple[Rows, Rows, Doubles, Doubles]:
+        """Return sorted rows, columns, approximate cosines and their error bounds under a mask."""
+        if mask.is_cpu:
+            places = np.flatnonzero(mask.numpy())
+            values = self.values.numpy().ravel()[places]
+        else:
+            on_device = mask.flatten().nonzero()[:, 0]
+            places = on_device.cpu().numpy()
+            values = self.values.flatten()[on_device].cpu().numpy()
+        rows = places // mask.shape[1]
+        columns = places - rows * mask.shape[1]
+        return (
+            (rows + self.first_row).astype(np.int32),
+            (columns + self.first_column).astype(np.int32),
+            values * self.unit[rows, 0],
+            self.error[rows, 0],
+        )
+
+    def _above(self, limits: npt.NDArray[np.generic], out: Tensor) -> Tensor:
+        if out.is_cpu:  # several times faster than torch.gt
+            np.greater(self.values.numpy(), limits, out=out.numpy())
+        else:
+            torch.gt(self.values, torch.from_numpy(limits).to(out.device), out=out)
+        return out
+
+
+def count(mask: Tensor) -> int:
+    """Return how many entries are true."""
+    return int(np.count_nonzero(mask.numpy()) if mask.is_cpu else mask.count_nonzero())
+
+
+def without(mask: Tensor, part: Tensor) -> Tensor:
+    """Take `part`, a subset of `mask`, out of it in place."""
+    if not mask.is_cpu:
+        return mask.logical_xor_(part)
+    np.not_equal(mask.numpy(), part.numpy(), out=mask.numpy())
+    return mask
 
 
 class Screen(ABC):
     """Products of sorted rows with sorted columns, one tile after another in the same buffer.
 
     Args:
-        population: Whose embeddings.
+        units: (N, d) float32 unit vectors, sorted by person.
+        end: (N,) the first column that is another person's, for each row.
         rows: Most rows in a tile.
         columns: Most columns in a tile.
     """
@@ -77,20 +122,25 @@ class Screen(ABC):
     dtype: ClassVar[torch.dtype]
     lowest: ClassVar[float]
 
-    def __init__(self, population: Population, rows: int, columns: int) -> None:
-        self._end = torch.from_numpy(population.end).to(population.device)
-        self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=population.device)
+    def __init__(self, units: Tensor, end: Integers, rows: int, columns: int) -> None:
+        self._end = torch.from_numpy(end).to(units.device)
+        self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=units.device)
+        self._masks = torch.empty(2, rows * columns, dtype=torch.bool, device=units.device)
 
     def tile(self, rows: slice, columns: slice) -> Tile:
         """Return the products of impostor pairs; the tile is valid until the next call."""
         shape = rows.stop - rows.start, columns.stop - columns.start
-        values = self._buffer[: shape[0] * shape[1]].view(shape)
+        size = shape[0] * shape[1]
+        values = self._buffer[:size].view(shape)
         self._multiply(rows, columns, values)
-        if self._end[rows.stop - 1] > columns.start:
-            places = torch.arange(columns.start, columns.stop, device=values.device)
-            values.masked_fill_(places < self._end[rows, None], self.lowest)
+        width = int(self._end[rows.stop - 1]) - columns.start
+        if width > 0:
+            places = torch.arange(columns.start, columns.start + width, device=values.device)
+            corner = values[:, :width]
+            corner.masked_fill_(places[: corner.shape[1]] < self._end[rows, None], self.lowest)
         unit, error = self._scale(rows, columns)
-        return Tile(values, rows.start, columns.start, unit, error)
+        masks = self._masks[:, :size].view(2, *shape)
+        return Tile(values, rows.start, columns.start, unit, error, masks)
 
     @abstractmethod
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
@@ -108,10 +158,10 @@ class Float32Screen(Screen):
     dtype = torch.float32
     lowest = -np.inf
 
-    def __init__(self, population: Population, rows: int, columns: int) -> None:
-        super().__init__(population, rows, columns)
-        self._units = population.all_unit_rows()
-        self._error = float32_error(population.dimension)
+    def __init__(self, units: Tensor, end: Integers, rows: int, columns: int) -> None:
+        super().__init__(units, end, rows, columns)
+        self._units = units
+        self._error = float32_error(units.shape[1])
 
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
         torch.mm(self._units[rows], self._units[columns].T, out=out)
@@ -128,72 +178,69 @@ class Int8Screen(Screen):
     dtype = torch.int32
     lowest = torch.iinfo(torch.int32).min
 
-    def __init__(self, population: Population, rows: int, columns: int) -> None:
-        super().__init__(population, rows, columns)
-        count, dimension = population.count, population.dimension
-        self._row_codes = torch.empty(count, dimension, dtype=torch.int8)
-        self._column_codes = torch.empty_like(self._row_codes)
-        self._row_scale, self._row_residual, self._column_residual = np.empty((3, count))
-        for start in range(0, count, _ROWS_PER_CHUNK):
-            span = slice(start, min(start + _ROWS_PER_CHUNK, count))
-            codes = EightBit.of(population.unit_rows(np.arange(span.start, span.stop)))
-            self._row_codes[span], self._column_codes[span] = codes.rows, codes.columns
-            self._row_scale[span] = codes.row_scale
-            self._row_residual[span] = codes.row_residual
-            self._column_residual[span] = codes.column_residual
-        self._column_scale = common_scale(dimension)
+    def __init__(self, units: Tensor, end: Integers, rows: int, columns: int) -> None:
+        super().__init__(units, end, rows, columns)
+        self._codes = EightBit.of(units)
 
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
-        torch._int_mm(self._row_codes[rows], self._column_codes[columns].T, out=out)
+        torch._int_mm(self._codes.rows[rows], self._codes.columns[columns].T, out=out)
 
     def _scale(self, rows: slice, columns: slice) -> tuple[Doubles, Doubles]:
-        unit = self._row_scale[rows, None] * self._column_scale
-        return unit, int8_error(
-            self._row_residual[rows, None], self._column_residual[columns].max()
-        )
+        unit = self._codes.row_scale[rows, None] * self._codes.column_scale
+        row_residual = self._codes.row_residual[rows, None]
+        return unit, int8_error(row_residual, self._codes.column_residual[columns].max())
 
 
 @dataclass(frozen=True)
 class EightBit:
-    """Codes of n unit vectors, once with a scale per vector and once with the common scale.
+    """Codes of n unit vectors, once with a scale per vector and once with a common scale.
 
     Attributes:
         rows: (n, d) int8 codes for the scale of each vector.
-        row_scale: (n,) cosine units per code step.
+        row_scale: (n,) the vector's step from one code to the next.
         row_residual: (n,) norm of what the codes miss.
-        columns: (n, d) int8 codes for `common_scale(d)`.
-        column_residual: (n,) norm of what they miss.
+        columns: (n, d) int8 codes for the common scale.
+        column_scale: The common step.
+        column_residual: (n,) norm of what those codes miss.
     """
 
     rows: Tensor
     row_scale: Doubles
     row_residual: Doubles
     columns: Tensor
+    column_scale: float
     column_residual: Doubles
 
     @classmethod
     def of(cls, units: Tensor) -> EightBit:
-        """Encode float32 unit vectors, (n, d)."""
+        """Encode (n, d) float32 unit vectors."""
+        count, dimension = units.shape
         row_scale = units.abs().amax(dim=1, keepdim=True) / _LARGEST_CODE
-        rows, row_residual = _encode(units, row_scale)
-        columns, column_residual = _encode(units, torch.tensor(common_scale(units.shape[1])))
+        # The components of unit vectors have mean square 1 / d.
+        column_scale = torch.tensor(_SATURATION / _LARGEST_CODE / dimension**0.5)
+        rows, columns = torch.empty((2, count, dimension), dtype=torch.int8)
+        row_residual, column_residual = np.empty((2, count))
+        for start in range(0, count, _VECTORS_PER_CHUNK):
+            chunk = slice(start, start + _VECTORS_PER_CHUNK)
+            rows[chunk], row_residual[chunk] = _encode(units[chunk], row_scale[chunk])
+            columns[chunk], column_residual[chunk] = _encode(units[chunk], column_scale)
         return cls(
-            rows, row_scale[:, 0].double().numpy(), row_residual, columns, column_residual
+            rows,
+            row_scale[:, 0].double().numpy(),
+            row_residual,
+            columns,
+            column_scale.item(),
+            column_residual,
         )
-
-
-def common_scale(dimension: int) -> float:
-    """Return the code step of the columns: components of unit vectors have mean square 1 / d."""
-    return float(np.float32(_SATURATION / _LARGEST_CODE / np.sqrt(dimension)))
 
 
 def float32_error(dimension: int) -> float:
     """Return the bound for unit vectors rounded to float32 and summed in any order (Higham).
 
-    Two roundings of the vectors, d of products and sums, one for their second-order terms and one
-    to spare.
+    Three roundings of each vector (to float32, of its norm, of the division), d of products and
+    sums, one for the second-order terms and one to spare.
     """
-    return (dimension + 4) * 2.0**-24
+    return (dimension + 8) * 2.0**-24
 
 
 def int8_error(row_residual: Doubles, column_residual: Doubles) -> Doubles:

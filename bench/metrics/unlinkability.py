@@ -126,8 +126,8 @@ def _binned(p: Doubles, q: Doubles, bins: int) -> tuple[Doubles, Doubles]:
     mixture = (p + q) / 2
     middle = np.cumsum(mixture) - mixture / 2
     index = np.minimum((bins * middle).astype(np.int64), bins - 1)
-    first: Doubles = np.bincount(index, p, bins)
-    second: Doubles = np.bincount(index, q, bins)
+    first = np.bincount(index, p, bins).astype(np.float64, copy=False)
+    second = np.bincount(index, q, bins).astype(np.float64, copy=False)
     return first, second
 
 

@@ -1,0 +1,163 @@
+"""The command line. Every command imports what it needs, so that listing and help stay quick."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bench import __version__
+from bench.errors import UserError
+
+app = typer.Typer(
+    name="veilbench",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="How much of a face survives in what a face-recognition system stores?",
+)
+
+Plugins = Annotated[
+    list[Path] | None,
+    typer.Option("--plugin", help="A Python file that registers attacks or defenses; repeatable."),
+]
+
+
+class Listing(StrEnum):
+    """What `veilbench list` can show."""
+
+    ATTACKS = "attacks"
+    DEFENSES = "defenses"
+    DATASETS = "datasets"
+    RECOGNIZERS = "recognizers"
+    THREATS = "threats"
+    SUITES = "suites"
+    METRICS = "metrics"
+
+
+class PluginKind(StrEnum):
+    """What `veilbench new` can write."""
+
+    DEFENSE = "defense"
+    ATTACK = "attack"
+
+
+def main() -> None:
+    """Run the command line; a user's error is one sentence on stderr and exit code 2."""
+    # Workers of idle thread pools would otherwise spin, and slow the others down several times.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"veilbench: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("veilbench: stopped; run the same command again to continue.", err=True)
+        sys.exit(130)
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def run(  # noqa: PLR0913 - one parameter per option of the command
+    suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a .toml file.")] = "demo",
+    out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path(
+        "veilbench-runs"
+    ),
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of cached artifacts [default: user cache].")
+    ] = None,
+    plugin: Plugins = None,
+    defense: Annotated[
+        list[str] | None, typer.Option(help="Only these defenses, beside none; repeatable.")
+    ] = None,
+    attack: Annotated[list[str] | None, typer.Option(help="Only these attacks; repeatable.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Another dataset than the suite's.")] = None,
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of a dataset that is not shipped, such as lfw.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
+    quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
+) -> None:
+    """Run a suite: results, reconstructions and a report. A rerun computes only what is missing."""
+    from bench.plan import load_suite, narrowed
+    from bench.run import run_suite
+    from bench.store import Store, default_root
+    from reports.report import write_report
+
+    _load(plugin)
+    chosen = narrowed(load_suite(suite), defense or [], attack or [], dataset)
+    folder = out / chosen.name if out == Path("veilbench-runs") else out
+    outcome = run_suite(
+        chosen,
+        folder,
+        Store(store or default_root()),
+        device=device,
+        data_root=data_root,
+        quiet=quiet,
+    )
+    page = write_report(folder)
+    if outcome.failed:
+        typer.echo(f"{outcome.failed} of the cells failed: their rows say why.", err=True)
+    typer.echo(f"Results: {folder / 'results.csv'}")
+    typer.echo(f"Report:  {page}")
+
+
+@app.command("list")
+def list_names(
+    what: Annotated[Listing | None, typer.Argument(help="What to list; everything if left out.")] = None,
+    plugin: Plugins = None,
+) -> None:
+    """List attacks, defenses, datasets, recognizers, threats, suites or metrics."""
+    from bench import listing
+
+    _load(plugin)
+    for kind in [what] if what else list(Listing):
+        typer.echo(listing.show(kind))
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="The --out folder of a run.")]) -> None:
+    """Write the report of a finished run again."""
+    from reports.report import write_report
+
+    typer.echo(f"Report: {write_report(run)}")
+
+
+@app.command()
+def new(
+    kind: Annotated[PluginKind, typer.Argument(help="What to write.")],
+    name: Annotated[str, typer.Argument(help="Its name, in lower case with hyphens.")],
+) -> None:
+    """Write a plug-in file that runs at once into the current folder."""
+    from bench.scaffold import write_plugin
+
+    path = write_plugin(kind, name, Path.cwd())
+    typer.echo(f"Wrote {path.name}. Run it with:")
+    typer.echo(f"  veilbench run smoke --plugin {path.name} --{kind} {name}")
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, devices, weights and data, and how to get what is missing."""
+    from bench import checkup
+
+    typer.echo(checkup.describe())
+
+
+def _load(plugins: list[Path] | None) -> None:
+    from bench.registry import load_plugin
+
+    for path in plugins or []:
+        load_plugin(path)

@@ -1,0 +1,265 @@
+"""Where order statistics of all impostor scores are looked for, and the sample that tells where."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from bench.metrics.arrays import Booleans, Doubles, Floats, Integers
+from bench.metrics.screening import count, without
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bench.metrics.population import Population, Rows
+    from bench.metrics.screening import Tile
+
+# Images per sampled group. Groups are compared in pairs, all images of one with all of the other.
+_GROUP = 64
+_GROUPS_AT_ONCE = 64
+_LEAST_SAMPLE = 1_000_000
+_LARGEST_SAMPLE = 32_000_000
+_SAMPLED_SHARE = 1 / 200
+# Scores that a band gathers beyond its need before it sorts them out.
+_PENDING = 1 << 22
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs of images with their scores.
+
+    Attributes:
+        left: (pairs,) row of one image.
+        right: (pairs,) row of the other.
+        scores: (pairs,) cosines in float64, to multiples of 2**-40.
+    """
+
+    left: Rows
+    right: Rows
+    scores: Doubles
+
+    def __len__(self) -> int:
+        return len(self.scores)
+
+    def __getitem__(self, chosen: slice | Integers | Booleans) -> Pairs:
+        return Pairs(self.left[chosen], self.right[chosen], self.scores[chosen])
+
+
+class Scorer:
+    """Exact scores of the pairs that a screen leaves in doubt.
+
+    Attributes:
+        scored: Pairs scored.
+        largest_error: Largest distance of a product from the exact score.
+        error_bound: Largest bound on that distance.
+    """
+
+    def __init__(self, population: Population) -> None:
+        self._population = population
+        self.scored = 0
+        self.largest_error = 0.0
+        self.error_bound = 0.0
+
+    def score(self, tile: Tile, mask: Tensor) -> Pairs:
+        """Return the pairs of a tile where the mask is true.
+
+        Raises:
+            ArithmeticError: A product is further off than its bound.
+        """
+        left, right, products, bounds = tile.pick(mask)
+        pairs = Pairs(left, right, self._population.scores(left, right))
+        errors = np.abs(products - pairs.scores)
+        if (errors > bounds).any():
+            raise ArithmeticError("the matrix products of this machine break their error bound")
+        self.scored += len(pairs)
+        self.largest_error = max(self.largest_error, float(errors.max(initial=0)))
+        self.error_bound = max(self.error_bound, float(bounds.max(initial=0)))
+        return pairs
+
+
+class Sample:
+    """Scores of random impostor pairs, to guess order statistics of all of them.
+
+    The images are shuffled and cut into groups, and each group is compared with the next few. So
+    every image takes part equally often, and what images differ in cancels out.
+
+    Args:
+        population: Whose impostor pairs.
+        units: Its float32 unit vectors.
+    """
+
+    def __init__(self, population: Population, units: Tensor) -> None:
+        self._impostors = population.impostors
+        groups = population.count // _GROUP
+        self.all_wanted = self._impostors <= _LEAST_SAMPLE or groups < 2
+        if self.all_wanted:
+            return
+        wanted = np.clip(self._impostors * _SAMPLED_SHARE, _LEAST_SAMPLE, _LARGEST_SAMPLE)
+        shifts = min(int(np.ceil(wanted / (groups * _GROUP**2))), groups - 1)
+        shuffled = np.random.default_rng(0).permutation(population.count)[: groups * _GROUP]
+        members = shuffled.reshape(groups, _GROUP)
+        self._by_group = np.empty((shifts, groups, _GROUP**2), np.float32)
+        for shift in range(shifts):
+            others = np.roll(members, shift + 1, axis=0)
+            for start in range(0, groups, _GROUPS_AT_ONCE):
+                chunk = slice(start, start + _GROUPS_AT_ONCE)
+                self._by_group[shift, chunk] = _group_scores(
+                    units, population.end, members[chunk], others[chunk]
+                )
+        self.descending = np.sort(self._by_group, axis=None)[::-1]
+        self.size = int(np.count_nonzero(self.descending > -np.inf))
+
+    def bracket(self, rank: int, sigmas: float) -> tuple[float, float]:
+        """Return scores around the one with `rank` impostor pairs above it.
+
+        The deviation is that of the counts per pair of groups, so that it holds for dependent
+        scores. A limit is infinite where the sample ends.
+        """
+        if self.all_wanted:
+            return -np.inf, np.inf
+        place = (rank + 1) / self._impostors * self.size
+        centre = self.descending[min(int(place), self.size - 1)]
+        counts = np.count_nonzero(self._by_group > centre, axis=2)
+        margin = sigmas * (np.sqrt(counts.size) * counts.std() + 1)
+        low, high = int(place + margin) + 1, int(place - margin) - 1
+        return (
+            float(self.descending[low]) if low < self.size else -np.inf,
+            float(self.descending[high]) if high >= 0 else np.inf,
+        )
+
+
+class Band(ABC):
+    """The impostor pairs with low < score <= high, gathered from tile after tile.
+
+    Attributes:
+        rank: The band should hold the score that has this many above it, ties aside.
+        low: Pairs at or below are of no interest.
+        high: Pairs above are counted but not held.
+    """
+
+    def __init__(self, rank: int) -> None:
+        self.rank = rank
+        self.low, self.high = -np.inf, np.inf
+
+    @abstractmethod
+    def place(self, low: float, high: float) -> None:
+        """Start anew with these limits."""
+
+    @abstractmethod
+    def scan(self, tile: Tile, scorer: Scorer) -> None:
+        """Take what a tile holds."""
+
+    @abstractmethod
+    def holds(self) -> bool:
+        """Return whether the counts prove that the score is in the band."""
+
+    @abstractmethod
+    def order_statistic(self, k: int) -> tuple[float, int]:
+        """Return the (k + 1)-th largest impostor score, and how many are above it."""
+
+
+class TopBand(Band):
+    """The `rank` highest pairs and the score after them, one by one. It has no upper limit.
+
+    When too many gather, all but the highest go and `low` rises to the best score among those. More
+    than `rank` pairs reach that score, so ties at it need not be kept.
+    """
+
+    def place(self, low: float, high: float) -> None:
+        del high
+        self.low = low
+        self._dropped = False
+        self._sorted = Pairs(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
+        self._parts: list[Pairs] = []
+
+    def scan(self, tile: Tile, scorer: Scorer) -> None:
+        pairs = scorer.score(tile, tile.possibly_above(self.low))
+        self._parts.append(pairs[pairs.scores > self.low])
+        if sum(map(len, self._parts)) > self.rank + _PENDING:
+            self._drop_lower()
+
+    def holds(self) -> bool:
+        self._sort()
+        return self._dropped or self.low == -np.inf or len(self._sorted) > self.rank
+
+    def order_statistic(self, k: int) -> tuple[float, int]:
+        scores = self._sorted.scores
+        threshold = scores[k] if k < len(scores) else self.low
+        return threshold, int(np.count_nonzero(scores > threshold))
+
+    def pairs(self) -> Pairs:
+        """Return the pairs above the score at `rank`, best first."""
+        return self._sorted[: self.order_statistic(self.rank)[1]]
+
+    def _sort(self) -> None:
+        pairs = _join([self._sorted, *self._parts])
+        self._sorted = pairs[np.argsort(-pairs.scores)]
+        self._parts = []
+
+    def _drop_lower(self) -> None:
+        self._sort()
+        if len(self._sorted) > self.rank:
+            self.low = self._sorted.scores[self.rank]
+            self._sorted = self.pairs()
+            self._dropped = True
+
+
+class MiddleBand(Band):
+    """The scores around a rank too high to list all pairs above it: those are counted."""
+
+    def place(self, low: float, high: float) -> None:
+        self.low, self.high = low, high
+        self._above = 0
+        self._pending: list[Doubles] = []
+        self._values, self._counts = np.empty(0), np.empty(0, np.int64)
+
+    def scan(self, tile: Tile, scorer: Scorer) -> None:
+        above = tile.surely_above(self.high)
+        inside = without(tile.possibly_above(self.low), above)
+        scores = scorer.score(tile, inside).scores
+        self._above += count(above) + int(np.count_nonzero(scores > self.high))
+        self._pending.append(scores[(scores > self.low) & (scores <= self.high)])
+        if sum(map(len, self._pending)) > _PENDING:
+            self._merge()
+
+    def holds(self) -> bool:
+        self._merge()
+        return bool(self._above <= self.rank < self._above + self._counts.sum())
+
+    def order_statistic(self, k: int) -> tuple[float, int]:
+        reached = self._above + np.cumsum(self._counts[::-1])  # pairs with this score or a higher
+        place = int(np.searchsorted(reached, k, side="right"))
+        return self._values[::-1][place], int(reached[place - 1]) if place else self._above
+
+    def _merge(self) -> None:
+        """Keep each distinct score once, with its count: few, if the scores are discrete."""
+        values, counts = np.unique(
+            np.concatenate([np.empty(0), *self._pending]), return_counts=True
+        )
+        self._values, place = np.unique(np.concatenate([self._values, values]), return_inverse=True)
+        self._counts = np.bincount(place, np.concatenate([self._counts, counts])).astype(np.int64)
+        self._pending = []
+
+
+def _join(parts: list[Pairs]) -> Pairs:
+    return Pairs(
+        np.concatenate([part.left for part in parts]),
+        np.concatenate([part.right for part in parts]),
+        np.concatenate([part.scores for part in parts]),
+    )
+
+
+def _group_scores(units: Tensor, end: Integers, left: Integers, right: Integers) -> Floats:
+    """Return the products of each left group with its right group, one row per pair of groups.
+
+    Genuine pairs (and pairs of an image with itself) are minus infinity.
+    """
+    products = torch.bmm(units[torch.from_numpy(left)], units[torch.from_numpy(right)].mT)
+    scores: Floats = products.cpu().numpy()
+    people = end.astype(np.int32)  # where a person's images end names the person
+    scores[people[left][:, :, None] == people[right][:, None, :]] = -np.inf
+    return scores.reshape(len(left), -1)
