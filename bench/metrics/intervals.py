@@ -12,6 +12,7 @@ All intervals are two-sided, all arithmetic is float64.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -311,7 +312,7 @@ def fmr_statistic(left: Numbers, right: Numbers, images: Numbers) -> Statistic:
 
     def statistic(weights: Integers) -> float:
         total = _impostor_pairs(weights * counts)
-        return float(weights[first] @ weights[second] / total) if total else np.nan
+        return float(weights[first] @ weights[second] / total) if total else math.nan
 
     return statistic
 
@@ -366,7 +367,7 @@ def tar_statistic(
             )
         threshold = scores[deciding] if deciding < len(scores) else -np.inf
         drawn = weights[owners]
-        return float(drawn[positives > threshold].sum() / drawn.sum()) if drawn.any() else np.nan
+        return float(drawn[positives > threshold].sum() / drawn.sum()) if drawn.any() else math.nan
 
     return statistic
 
@@ -455,7 +456,7 @@ def non_inferiority(
 def _wilson(rate: float, n: float, quantile: float) -> tuple[float, float]:
     square = quantile**2 / n
     centre = (rate + square / 2) / (1 + square)
-    half = float(np.sqrt(square * (rate * (1 - rate) + square / 4))) / (1 + square)
+    half = math.sqrt(square * (rate * (1 - rate) + square / 4)) / (1 + square)
     # Rounding must not push the interval off a rate of 0 or 1.
     return max(0.0, min(centre - half, rate)), min(1.0, max(centre + half, rate))
 
@@ -468,9 +469,9 @@ def _robust_wilson(
     Without a hit, or without a miss, the variance says nothing and identities are the trials. One
     identity says nothing about others.
     """
+    quantile = _student(confidence, clusters)
     if clusters == 1:
         return 0.0, 1.0
-    quantile = _student(confidence, clusters)
     spread = rate * (1 - rate)
     effective = max(variance, spread / n)
     return _wilson(rate, spread / effective if spread > 0 else clusters, quantile)
@@ -485,14 +486,13 @@ def _mean_variance(values: Doubles, groups: Integers) -> float:
     """Return the cluster-robust variance of the mean, with the small-sample factor K / (K - 1)."""
     residuals = np.bincount(groups, values - values.mean())
     factor = len(residuals) / max(len(residuals) - 1, 1)
-    return factor * float(residuals @ residuals) / len(values) ** 2
+    return float(factor * (residuals @ residuals)) / len(values) ** 2
 
 
 def _mean_error(values: Doubles, groups: Integers, clusters: int, confidence: float) -> float:
     """Return half the width of the t interval of the mean; infinite for one identity."""
-    if clusters == 1:
-        return float("inf")
-    return _student(confidence, clusters) * float(np.sqrt(_mean_variance(values, groups)))
+    quantile = _student(confidence, clusters)
+    return quantile * math.sqrt(_mean_variance(values, groups)) if clusters > 1 else quantile
 
 
 def _dyads(left: Integers, right: Integers, identities: int) -> tuple[Integers, Integers]:
@@ -548,4 +548,6 @@ def _normal(confidence: float) -> float:
 
 
 def _student(confidence: float, clusters: int) -> float:
-    return float(special.stdtrit(clusters - 1, 1 - _tail(confidence)))
+    """Return the quantile of Student's t; infinite for one identity."""
+    probability = 1 - _tail(confidence)
+    return float(special.stdtrit(clusters - 1, probability)) if clusters > 1 else math.inf

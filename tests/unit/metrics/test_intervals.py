@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from bench.errors import MetricError
+from bench.metrics.intervals import (
+    Estimate,
+    clopper_pearson,
+    clustered_mean,
+    clustered_rate,
+    dyadic_variance,
+    false_match_rate,
+    fmr_statistic,
+    mcnemar,
+    non_inferiority,
+    pair_rate,
+    paired_difference,
+    tar_statistic,
+    vertex_bootstrap,
+    wilson,
+)
+from bench.metrics.verification import tar_at_far
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+Integers = np.ndarray[tuple[int, ...], np.dtype[np.int64]]
+
+# --- independent trials -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("k", "n"), [(0, 10), (3, 3000), (5, 1000), (7, 7), (15, 15_638_932)])
+@pytest.mark.parametrize("confidence", [0.9, 0.95])
+def test_binomial_intervals_agree_with_scipy(k: int, n: int, confidence: float) -> None:
+    result = stats.binomtest(k, n)
+    for function, method in ((wilson, "wilson"), (clopper_pearson, "exact")):
+        estimate = function(k, n, confidence=confidence)
+        expected = result.proportion_ci(confidence, method)
+        assert (estimate.low, estimate.high) == pytest.approx(tuple(expected), rel=1e-7, abs=1e-15)
+        assert estimate.low <= estimate.value == k / n <= estimate.high
+        assert estimate.n == estimate.clusters == n
+
+
+def test_the_published_examples() -> None:
+    assert clopper_pearson(3, 3000).low == pytest.approx(2.1e-4, rel=0.03)
+    assert clopper_pearson(3, 3000).high == pytest.approx(2.9e-3, rel=0.03)
+    assert clopper_pearson(0, 3000).high == pytest.approx(1.2e-3, rel=0.03)
+    assert clopper_pearson(15, 15_638_932).high == pytest.approx(1.58e-6, rel=0.01)
+
+
+@pytest.mark.parametrize(("b", "c"), [(0, 0), (0, 6), (3, 11), (40, 40), (900, 1100)])
+def test_mcnemar_agrees_with_scipy(b: int, c: int) -> None:
+    expected = stats.binomtest(b, b + c).pvalue if b + c else 1.0
+    assert mcnemar(b, c) == pytest.approx(expected)
+
+
+# --- several probes per identity ----------------------------------------------------------------
+
+
+def clustered(
+    rng: np.random.Generator, rate: float = 0.3, spread: float = 1.5
+) -> tuple[NDArray[np.float64], Integers]:
+    """Return hits of 60 identities with 3 probes, whose rates differ strongly."""
+    identities = np.repeat(np.arange(60), 3)
+    threshold = stats.norm.ppf(rate) * (1 + spread**2) ** 0.5
+    chance = stats.norm.cdf(threshold + spread * rng.normal(size=60))
+    return (rng.random(180) < chance[identities]).astype(float), identities
+
+
+def test_clustered_rate_is_wilson_at_the_effective_sample_size() -> None:
+    hits, identities = clustered(np.random.default_rng(0))
+    estimate = clustered_rate(hits, identities)
+    p = hits.mean()
+    totals = np.array([(hits[identities == i] - p).sum() for i in range(60)])
+    variance = 60 / 59 * (totals**2).sum() / 180**2
+    n_eff, t = p * (1 - p) / variance, stats.t.ppf(0.975, 59)
+    centre = (p + t**2 / (2 * n_eff)) / (1 + t**2 / n_eff)
+    half = t * (p * (1 - p) / n_eff + t**2 / (4 * n_eff**2)) ** 0.5 / (1 + t**2 / n_eff)
+    assert (estimate.low, estimate.high) == pytest.approx((centre - half, centre + half))
+    assert (estimate.n, estimate.clusters) == (180, 60)
+    assert 60 < n_eff < 180
+
+
+def test_clustered_rate_of_one_probe_per_identity_is_nearly_wilson() -> None:
+    hits = np.arange(1000) < 400
+    estimate, plain = clustered_rate(hits, np.arange(1000)), wilson(400, 1000)
+    assert (estimate.low, estimate.high) == pytest.approx((plain.low, plain.high), abs=2e-4)
+
+
+@pytest.mark.parametrize("rate", [0.0, 1.0])
+def test_a_rate_without_exception_is_bounded_by_the_identities(rate: float) -> None:
+    many, few = (
+        clustered_rate(np.full(6000, rate), np.arange(6000) % identities)
+        for identities in (6000, 60)
+    )
+    assert few.high - few.low == pytest.approx(4 / 64, abs=0.002)  # t² / (60 + t²), not of 6000
+    assert many.high - many.low == pytest.approx(3.84 / 6004, abs=1e-5)
+    one = clustered_rate(np.full(50, rate), np.zeros(50, int))
+    assert (one.low, one.high) == (0, 1)
+
+
+def test_a_hit_more_never_lowers_the_upper_end() -> None:
+    identities = np.repeat(np.arange(60), 3)
+    highs = [clustered_rate(np.arange(180) % 60 < k, identities).high for k in range(30)]
+    assert (np.diff(highs) >= 0).all()
+
+
+def test_clustered_rate_takes_shares_and_names() -> None:
+    names = np.array(["ann", "bob", "cy"]).repeat(4)
+    estimate = clustered_rate(np.linspace(0, 1, 12), names)
+    assert estimate.value == pytest.approx(0.5)
+    assert estimate.low < 0.5 < estimate.high
+
+
+def test_clustered_mean_of_independent_values_is_students_t() -> None:
+    values = np.random.default_rng(1).normal(20, 5, 40)
+    estimate = clustered_mean(values, np.arange(40))
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (estimate.low, estimate.high) == pytest.approx((expected.low, expected.high))
+
+
+def test_clustered_mean_sees_repeated_values_as_one() -> None:
+    values = np.random.default_rng(2).normal(size=30)
+    once = clustered_mean(values, np.arange(30))
+    tenfold = clustered_mean(values.repeat(10), np.arange(30).repeat(10))
+    assert (tenfold.low, tenfold.high) == pytest.approx((once.low, once.high))
+
+
+def test_infinite_values_make_the_mean_infinite_but_keep_the_lower_end() -> None:
+    values, identities = np.array([30.0, 40.0, np.inf, 35.0]), np.arange(4)
+    estimate = clustered_mean(values, identities)
+    capped = clustered_mean(np.minimum(values, 40), identities)
+    assert estimate.value == estimate.high == np.inf
+    assert estimate.low == capped.low
+    alike = clustered_mean(np.full(4, np.inf), identities)
+    assert alike.value == alike.low == alike.high == np.inf
+    assert values[2] == np.inf  # the caller's array is untouched
+
+
+def test_one_identity_leaves_a_mean_open() -> None:
+    estimate = clustered_mean([1.0, 2.0], [7, 7])
+    assert (estimate.low, estimate.value, estimate.high) == (-np.inf, 1.5, np.inf)
+
+
+# --- pairs that share identities ----------------------------------------------------------------
+
+
+def matches(rng: np.random.Generator, identities: int = 12) -> tuple[Integers, Integers, Integers]:
+    """Return random false matches, some of them between the same identities."""
+    images = rng.integers(1, 6, identities)
+    left = rng.integers(0, identities - 1, 25)
+    right = rng.integers(left + 1, identities)
+    flip = rng.random(25) < 0.5
+    return np.where(flip, right, left), np.where(flip, left, right), images
+
+
+def test_dyadic_variance_equals_the_loop_over_pairs_of_dyads() -> None:
+    for seed in range(5):
+        left, right, images = matches(np.random.default_rng(seed))
+        total = (images.sum() ** 2 - (images**2).sum()) / 2
+        rate = len(left) / total
+        found = np.zeros((12, 12))
+        np.add.at(found, (np.minimum(left, right), np.maximum(left, right)), 1)
+        dyads = list(combinations(range(12), 2))
+        excess = {(i, j): found[i, j] - rate * images[i] * images[j] for i, j in dyads}
+        loop = sum(excess[d] * excess[e] for d in dyads for e in dyads if set(d) & set(e))
+        assert dyadic_variance(left, right, images) == pytest.approx(loop / total**2, rel=1e-9)
+
+
+def pairs_of(
+    left: Integers, right: Integers, images: Integers
+) -> tuple[NDArray[np.bool_], Integers, Integers]:
+    """Return every impostor pair, with a hit for each false match."""
+    owner = np.repeat(np.arange(len(images)), images)
+    first, second = np.triu_indices(len(owner), 1)
+    first, second = owner[first], owner[second]
+    impostor = first != second
+    first, second = first[impostor], second[impostor]
+    hits = np.zeros(len(first), bool)
+    for i, j in zip(np.minimum(left, right), np.maximum(left, right), strict=True):
+        free = (first == i) & (second == j) & ~hits
+        hits[np.flatnonzero(free)[0]] = True
+    return hits, first, second
+
+
+def test_pair_rate_over_all_pairs_equals_the_sparse_form() -> None:
+    images = np.array([4, 5, 3, 6, 4])
+    left, right = np.array([0, 1, 1, 3, 4, 3, 0]), np.array([1, 0, 2, 1, 3, 4, 3])
+    sparse, full = false_match_rate(left, right, images), pair_rate(*pairs_of(left, right, images))
+    assert (sparse.value, sparse.low, sparse.high) == pytest.approx(
+        (full.value, full.low, full.high)
+    )
+    assert (sparse.n, sparse.clusters) == (full.n, full.clusters) == (191, 5)
+
+
+def test_pair_rate_with_genuine_pairs_equals_the_loop() -> None:
+    rng = np.random.default_rng(5)
+    left, right = rng.integers(0, 15, (2, 90))
+    hits = (rng.random(90) < 0.3 + 0.5 * (left < 4)).astype(float)
+    residuals = hits - hits.mean()
+    loop = sum(
+        residuals[p] * residuals[q]
+        for p in range(90)
+        for q in range(90)
+        if {left[p], right[p]} & {left[q], right[q]}
+    )
+    variance = loop / 90**2 * 15 / 14
+    p, t = hits.mean(), stats.t.ppf(0.975, 14)
+    ratio = t**2 * variance / (p * (1 - p))
+    half = (ratio * (p * (1 - p) + ratio / 4)) ** 0.5 / (1 + ratio)
+    estimate = pair_rate(hits, left, right)
+    assert estimate.high - estimate.low == pytest.approx(2 * half)
+
+
+def test_pair_rate_of_disjoint_genuine_pairs_is_a_clustered_rate() -> None:
+    hits, identities = clustered(np.random.default_rng(6))
+    by_pair, by_probe = pair_rate(hits, identities, identities), clustered_rate(hits, identities)
+    assert (by_pair.low, by_pair.high) == pytest.approx((by_probe.low, by_probe.high))
+
+
+def test_no_false_match_is_bounded_by_the_identities() -> None:
+    none = np.array([], dtype=np.int64)
+    estimate = false_match_rate(none, none, np.full(1000, 10))
+    assert (estimate.value, estimate.low) == (0, 0)
+    assert estimate.high == pytest.approx(3.84 / 1004, rel=0.01)
+    pairs = pair_rate(np.zeros(45), *np.triu_indices(10, 1))
+    assert pairs.high > 0.3
+
+
+# --- subject bootstrap --------------------------------------------------------------------------
+
+
+def test_weighted_false_match_rate_equals_the_rate_of_copied_identities() -> None:
+    rng = np.random.default_rng(7)
+    left, right, images = matches(rng)
+    weights = rng.integers(0, 3, 12)
+    hits, first, second = pairs_of(left, right, images)
+    weight = weights[first] * weights[second]
+    statistic = fmr_statistic(left, right, images)
+    assert statistic(weights) == pytest.approx((weight * hits).sum() / weight.sum())
+    assert statistic(np.ones(12, np.int64)) == pytest.approx(hits.mean())
+
+
+@pytest.mark.parametrize("decimals", [1, 6])  # 1: many ties
+def test_the_candidate_list_gives_the_full_recomputation(decimals: int) -> None:
+    rng = np.random.default_rng(8)
+    identities, each, far = 40, 4, 0.01
+    images = np.full(identities, each)
+    owner = np.repeat(np.arange(identities), each)
+    first, second = np.triu_indices(identities * each, 1)
+    scores = np.round(
+        rng.normal(size=identities)[owner[first]] + rng.normal(size=len(first)), decimals
+    )
+    same = owner[first] == owner[second]
+    genuine, genuine_owner = scores[same] + 2, owner[first][same]
+    impostor, left, right = scores[~same], owner[first][~same], owner[second][~same]
+    keep = np.argsort(-impostor)[: 6 * int(far * len(impostor))]
+    statistic = tar_statistic(
+        genuine, genuine_owner, impostor[keep], left[keep], right[keep], images, far=far
+    )
+    for _ in range(20):
+        weights = rng.multinomial(identities, np.full(identities, 1 / identities))
+        (full,) = tar_at_far(
+            genuine.repeat(weights[genuine_owner]),
+            impostor.repeat(weights[left] * weights[right]),
+            [far],
+        )
+        assert statistic(weights) == pytest.approx(full.tar, abs=1e-12)
+    estimate = vertex_bootstrap(statistic, identities, replicates=100)
+    assert estimate.low < estimate.value < estimate.high
+
+
+def test_a_candidate_list_that_is_too_short_says_so() -> None:
+    images = np.full(10, 2)
+    scores, left, right = np.arange(5.0), np.arange(5), np.arange(5) + 1
+    genuine = np.arange(10.0)
+    statistic = tar_statistic(genuine, np.arange(10), scores, left, right, images, far=0.1)
+    with pytest.raises(MetricError, match=r"5 largest impostor scores do not reach FAR 0\.1"):
+        vertex_bootstrap(statistic, 10)
+
+
+def test_all_impostors_may_pass_when_all_are_listed() -> None:
+    left, right = np.triu_indices(6, 1)
+    statistic = tar_statistic(
+        np.arange(6.0), np.arange(6), np.arange(15.0), left, right, np.ones(6, np.int64), far=1
+    )
+    assert statistic(np.ones(6, np.int64)) == 1
+
+
+def test_the_bootstrap_repeats_and_refuses_undefined_resamples() -> None:
+    left, right, images = matches(np.random.default_rng(9))
+    statistic = fmr_statistic(left, right, images)
+    first = vertex_bootstrap(statistic, 12, replicates=200, seed=1)
+    assert first == vertex_bootstrap(statistic, 12, replicates=200, seed=1)
+    assert first != vertex_bootstrap(statistic, 12, replicates=200, seed=2)
+    with pytest.raises(MetricError, match="undefined in a resample of 2"):
+        vertex_bootstrap(fmr_statistic([0], [1], [3, 3]), 2)
+
+
+# --- two systems --------------------------------------------------------------------------------
+
+
+def test_paired_difference() -> None:
+    rng = np.random.default_rng(10)
+    a, identities = clustered(rng)
+    b = np.where(rng.random(180) < 0.1, 1 - a, a)
+    estimate, swapped = paired_difference(a, b, identities), paired_difference(b, a, identities)
+    assert estimate.value == pytest.approx((a - b).mean())
+    assert (swapped.low, swapped.high) == pytest.approx((-estimate.high, -estimate.low))
+    # The pairing removes what both systems find easy or hard.
+    apart = clustered_rate(a, identities)
+    assert estimate.high - estimate.low < apart.high - apart.low
+    plain = clustered_mean(a - b, identities)
+    assert estimate.high - estimate.low == pytest.approx(plain.high - plain.low, rel=0.15)
+
+
+def test_agreement_on_every_probe_is_no_certainty() -> None:
+    hits = np.ones(400)
+    estimate = paired_difference(hits, hits, np.arange(400) % 40)
+    assert estimate.low == -estimate.high
+    assert 3 / 400 / 2 < estimate.high < 2 * 3 / 400  # about the rule of three
+
+
+def test_one_identity_says_nothing_about_a_difference() -> None:
+    estimate = paired_difference(np.ones(50), np.ones(50), np.zeros(50, int))
+    assert (estimate.low, estimate.value, estimate.high) == (-np.inf, 0, np.inf)
+
+
+def test_non_inferiority_needs_evidence() -> None:
+    identities = np.arange(2000)
+    baseline = np.ones(2000)
+    candidate = (identities >= 20).astype(float)  # one point lost
+    assert non_inferiority(candidate, baseline, identities, margin=0.02).holds
+    assert not non_inferiority(candidate, baseline, identities, margin=0.01).holds
+    few = slice(0, 2000, 100)  # no loss among 20 probes beyond one: not enough to tell
+    assert not non_inferiority(baseline[few], baseline[few], identities[few], margin=0.02).holds
+    gate = non_inferiority(candidate, baseline, identities, margin=0.02)
+    one_sided = paired_difference(candidate, baseline, identities, confidence=0.9)
+    assert gate.bound == one_sided.low
+    # An attack that succeeds less often is no loss; one that succeeds more often is.
+    assert non_inferiority(candidate, baseline, identities, margin=0.001, better="lower").holds
+    assert not non_inferiority(baseline, candidate, identities, margin=0.01, better="lower").holds
+
+
+# --- coverage, nominal 95 %, 60 identities with 3 images and strong identity effects ------------
+
+
+def covers(interval: Callable[[], Estimate], truth: float) -> bool:
+    estimate = interval()
+    return estimate.low <= truth <= estimate.high
+
+
+def test_coverage_of_false_match_rates() -> None:
+    """Naive Wilson covers a third of what it claims; dyadic Wilson and the bootstrap hold."""
+    rng = np.random.default_rng(11)
+    identities, trials, spread, level = 60, 200, 0.5, -2.0
+    images = np.full(identities, 3)
+    first, second = np.triu_indices(identities, 1)
+    truth = stats.norm.cdf(level / (1 + 2 * spread**2) ** 0.5)
+    covered = np.zeros(3)
+    for _ in range(trials):
+        ease = spread * rng.normal(size=identities)
+        found = rng.binomial(9, stats.norm.cdf(level + ease[first] + ease[second]))
+        left, right = first.repeat(found), second.repeat(found)
+        bootstrap = vertex_bootstrap(fmr_statistic(left, right, images), identities, replicates=200)
+        covered += (
+            covers(lambda: wilson(len(left), 9 * len(first)), truth),  # noqa: B023
+            covers(lambda: false_match_rate(left, right, images), truth),  # noqa: B023
+            covers(lambda: bootstrap, truth),  # noqa: B023
+        )
+    naive, dyadic, vertex = covered / trials
+    assert naive < 0.5
+    assert dyadic >= 0.88
+    assert vertex >= 0.88
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.3])
+def test_coverage_of_clustered_rates(rate: float) -> None:
+    rng = np.random.default_rng(12)
+    covered = np.zeros(2)
+    for _ in range(400):
+        hits, identities = clustered(rng, rate, spread=3)
+        covered += (
+            covers(lambda: wilson(int(hits.sum()), 180), rate),  # noqa: B023
+            covers(lambda: clustered_rate(hits, identities), rate),  # noqa: B023
+        )
+    naive, robust = covered / 400
+    assert naive < 0.85
+    assert robust >= 0.9
+
+
+def test_coverage_of_paired_differences() -> None:
+    rng = np.random.default_rng(13)
+    identities = np.repeat(np.arange(60), 3)
+    covered = np.zeros(2)
+    for _ in range(400):
+        chance = rng.beta(0.2, 3.8, 60)  # probes lost: 5 % on average, clumped
+        lost = (rng.random(180) < chance[identities]).astype(float)
+        covered += (
+            covers(lambda: clustered_mean(-lost, identities), -0.05),  # noqa: B023
+            covers(lambda: paired_difference(1 - lost, np.ones(180), identities), -0.05),  # noqa: B023
+        )
+    plain, adjusted = covered / 400
+    assert adjusted > plain
+    assert adjusted >= 0.88
+
+
+# --- bad input ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: wilson(3, 2), "3 of 2"),
+        (lambda: clopper_pearson(0, 0), "0 of 0"),
+        (lambda: wilson(1, 2, confidence=95), "confidence"),
+        (lambda: clustered_rate([0, 2], [0, 1]), r"\[0, 1\]"),
+        (lambda: clustered_rate([0, 1], [0, 1, 2]), "identities must hold 2"),
+        (lambda: clustered_rate([0, np.nan], [0, 1]), "NaN"),
+        (lambda: clustered_rate([], []), "non-empty"),
+        (lambda: clustered_mean([0, np.nan], [0, 1]), "NaN"),
+        (lambda: clustered_mean([0, -np.inf], [0, 1]), "-inf"),
+        (lambda: pair_rate([0, 1], [0, 1], [0]), "right_identities must hold 2"),
+        (lambda: paired_difference([0, 1], [0], [0, 1]), "2 and 1 probes"),
+        (lambda: mcnemar(-1, 2), "negative"),
+        (lambda: dyadic_variance([0], [0], [2, 2]), "two different identities"),
+        (lambda: dyadic_variance([0], [2], [2, 2]), "outside 0..1"),
+        (lambda: dyadic_variance([0], [1], [2, 0]), "at least two identities"),
+        (lambda: non_inferiority([1], [1], [0], margin=0), "margin"),
+        (lambda: non_inferiority([1], [1], [0], margin=0.1, confidence=0.5), "confidence"),
+        (
+            lambda: tar_statistic([1.0], [0, 1], [1.0], [0], [1], [2, 2], far=0.1),
+            "differ in number",
+        ),
+    ],
+)
+def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
+    with pytest.raises(MetricError, match=message):
+        call()
