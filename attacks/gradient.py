@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import torch
 from pydantic import Field
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 from torch.nn import functional
 
 from attacks.base import Attack
+from attacks.ridge import Ridge
 from bench.leaks import Leak
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Threat
@@ -120,16 +119,3 @@ def face_subspace(images: Tensor, components: int) -> tuple[Tensor, Tensor]:
     values, vectors = values[-count:].flip(0), vectors[:, -count:].flip(1)
     basis = (vectors.T.float() @ centered) / (len(flat) - 1) ** 0.5
     return mean, basis
-
-
-class Ridge:
-    """Ridge regression whose penalty is chosen by leave-one-out error, as a function of tensors."""
-
-    def __init__(self, x: Tensor, y: Tensor) -> None:
-        model = RidgeCV(alphas=np.logspace(-3, 3, 13))
-        model.fit(x.cpu().double().numpy(), y.cpu().double().numpy())
-        self._weights = torch.from_numpy(np.asarray(model.coef_)).float().to(x.device)
-        self._bias = torch.from_numpy(np.asarray(model.intercept_)).float().to(x.device)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return x @ self._weights.T + self._bias

@@ -115,24 +115,24 @@ def all_pairs(
         embeddings: (N, d) of any norm. A tensor on a GPU is processed there, in full float32.
         identities: (N,) integers or strings.
         fars: Targets in (0, 1].
-        block: Columns of a tile; it has a quarter as many rows.
+        block: Rows of a tile; it has an eighth as many columns.
         keep: List at least this many of the highest impostor pairs, such as 6 times the number of
             false matches for a bootstrap (`bench.metrics.intervals.tar_statistic`).
 
     Raises:
         MetricError: Wrong shapes, rows that are zero or not finite, no genuine or no impostor pair,
-            a target outside (0, 1], a block below 4.
+            a target outside (0, 1], a block below 8.
     """
     targets = as_fars(fars)
-    if block < 4 or keep < 0:
-        raise MetricError(f"block must be at least 4 and keep at least 0, not {block} and {keep}")
+    if block < 8 or keep < 0:
+        raise MetricError(f"block must be at least 8 and keep at least 0, not {block} and {keep}")
     population = Population(embeddings, identities)
     genuine = _genuine(population)
     allowed = [allowed_errors(far, population.impostors) for far in targets]
     listed = max([k for k in allowed if k <= _LISTED] + [keep])
     top = TopBand(min(listed, population.impostors - 1))
     middle = [MiddleBand(k) for k in allowed if top.rank < k < population.impostors]
-    certificate = _search(population, [top, *middle], block)
+    certificate = _search(population, genuine, [top, *middle], block)
     band_of = {band.rank: band for band in middle}
     points = []
     for far, k in zip(targets, allowed, strict=True):
@@ -164,7 +164,9 @@ def _in_callers_rows(pairs: Pairs, population: Population) -> Pairs:
     return Pairs(rows[pairs.left], rows[pairs.right], pairs.scores)
 
 
-def _search(population: Population, bands: Sequence[Band], block: int) -> Certificate:
+def _search(
+    population: Population, genuine: Pairs, bands: Sequence[Band], block: int
+) -> Certificate:
     """Run passes over all impostor pairs until every band holds its order statistic."""
     scorer = Scorer(population)
     passes, sigmas = 0, _SIGMAS
@@ -174,10 +176,10 @@ def _search(population: Population, bands: Sequence[Band], block: int) -> Certif
         for band in bands:
             band.place(*sample.bracket(band.rank, sigmas))
         screen = _fastest_screen(population, sample, bands)(
-            units, population.end, block // 4, block
+            units, (genuine.left, genuine.right), block, block // 8
         )
         while bands:
-            for tile in _tiles(screen, population, block):
+            for tile in screen.tiles():
                 for band in bands:
                     band.scan(tile, scorer)
             passes, sigmas = passes + 1, sigmas * 2
@@ -191,14 +193,6 @@ def _search(population: Population, bands: Sequence[Band], block: int) -> Certif
         scored=scorer.scored,
         passes=passes,
     )
-
-
-def _tiles(screen: Screen, population: Population, block: int) -> Iterator[Tile]:
-    """Yield tiles that cover every impostor pair once."""
-    for first in range(0, population.count, block // 4):
-        rows = slice(first, min(first + block // 4, population.count))
-        for column in range(int(population.end[first]), population.count, block):
-            yield screen.tile(rows, slice(column, min(column + block, population.count)))
 
 
 def _fastest_screen(population: Population, sample: Sample, bands: Sequence[Band]) -> type[Screen]:

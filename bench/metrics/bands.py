@@ -102,13 +102,14 @@ class Sample:
         shifts = min(int(np.ceil(wanted / (groups * _GROUP**2))), groups - 1)
         shuffled = np.random.default_rng(0).permutation(population.count)[: groups * _GROUP]
         members = shuffled.reshape(groups, _GROUP)
+        person = population.person[population.order].astype(np.int32)
         self._by_group = np.empty((shifts, groups, _GROUP**2), np.float32)
         for shift in range(shifts):
             others = np.roll(members, shift + 1, axis=0)
             for start in range(0, groups, _GROUPS_AT_ONCE):
                 chunk = slice(start, start + _GROUPS_AT_ONCE)
                 self._by_group[shift, chunk] = _group_scores(
-                    units, population.end, members[chunk], others[chunk]
+                    units, person, members[chunk], others[chunk]
                 )
         self.descending = np.sort(self._by_group, axis=None)[::-1]
         self.size = int(np.count_nonzero(self.descending > -np.inf))
@@ -253,13 +254,12 @@ def _join(parts: list[Pairs]) -> Pairs:
     )
 
 
-def _group_scores(units: Tensor, end: Integers, left: Integers, right: Integers) -> Floats:
+def _group_scores(units: Tensor, person: Rows, left: Integers, right: Integers) -> Floats:
     """Return the products of each left group with its right group, one row per pair of groups.
 
     Genuine pairs (and pairs of an image with itself) are minus infinity.
     """
     products = torch.bmm(units[torch.from_numpy(left)], units[torch.from_numpy(right)].mT)
     scores: Floats = products.cpu().numpy()
-    people = end.astype(np.int32)  # where a person's images end names the person
-    scores[people[left][:, :, None] == people[right][:, None, :]] = -np.inf
+    scores[person[left][:, :, None] == person[right][:, None, :]] = -np.inf
     return scores.reshape(len(left), -1)

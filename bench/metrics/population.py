@@ -1,4 +1,4 @@
-"""The images of an all-pairs comparison: sorted by person, with exact scores of single pairs."""
+"""The images of an all-pairs comparison, and exact scores of single pairs of them."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _PAIRS_ON_DEVICE = 1 << 18
 
 
 class Population:
-    """Embeddings in the order of their identities.
+    """Embeddings in the order of their largest components, whatever their identities.
 
-    Sorting puts each person's images side by side: the impostor pairs of row i, each counted once,
-    are the columns from `end[i]` on, and the genuine ones the columns from i + 1 to there.
+    So neighbours have nearly the same scale when they are coded in 8 bits, and one limit serves a
+    whole block of them (`bench.metrics.screening`). Places are positions in this order.
 
     Args:
         embeddings: (N, d) of any norm; a tensor stays on its device.
@@ -35,12 +35,10 @@ class Population:
 
     Attributes:
         count: N.
-        dimension: d.
         people: (K,) the distinct identities, ascending.
-        person: (N,) place in `people` of each of the caller's rows.
+        person: (N,) index in `people` of each of the caller's rows.
         images: (K,) images of each person.
-        order: (N,) the caller's row of each sorted row.
-        end: (N,) where the images of each sorted row's person end.
+        order: (N,) the caller's row at each place.
         genuine: Number of pairs of one person.
         impostors: Number of pairs of two people.
 
@@ -50,20 +48,20 @@ class Population:
 
     def __init__(self, embeddings: Numbers, identities: Numbers) -> None:
         self._embeddings = _as_matrix(embeddings)
-        self.count, self.dimension = self._embeddings.shape
+        self._pool = ThreadPoolExecutor(torch.get_num_threads())
+        self.count = len(self._embeddings)
         labels = as_labels(identities, "identities", self.count)
         self.people, self.person = np.unique(labels, return_inverse=True)
         self.images: Integers = np.bincount(self.person)
-        self.order: Integers = np.argsort(self.person, kind="stable")
-        self.end: Integers = np.cumsum(self.images)[self.person[self.order]]
         self.genuine = int((self.images * (self.images - 1) // 2).sum())
         self.impostors = self.count * (self.count - 1) // 2 - self.genuine
         if not self.genuine:
             raise MetricError("no identity has two embeddings, so there is no genuine pair")
         if not self.impostors:
             raise MetricError("all embeddings have one identity, so there is no impostor pair")
-        self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self._norms = self._lengths()
+        peaks = torch.linalg.vector_norm(self._embeddings, torch.inf, dim=1).cpu().numpy()
+        self.order: Integers = np.argsort(peaks / self._norms, kind="stable")
 
     @property
     def device(self) -> torch.device:
@@ -71,35 +69,40 @@ class Population:
         return self._embeddings.device
 
     def units(self) -> Tensor:
-        """Return the L2-normalised embeddings in float32 in sorted order: (N, d)."""
+        """Return the L2-normalised embeddings in float32 by place: (N, d)."""
         units = self._embeddings[torch.from_numpy(self.order).to(self.device)].float()
-        return units.div_(torch.from_numpy(self._norms).to(self.device, torch.float32)[:, None])
+        norms = torch.from_numpy(self._norms[self.order]).to(self.device, torch.float32)
+        return units.div_(norms[:, None])
 
     def genuine_pairs(self) -> tuple[Rows, Rows]:
-        """Return both sorted rows of every pair of one person."""
+        """Return both places of every pair of one person, the lower first."""
+        by_person = np.argsort(self.person[self.order], kind="stable")  # places, person by person
+        end = np.cumsum(self.images)[self.person[self.order[by_person]]]
         rows = np.arange(self.count)
-        partners = self.end - rows - 1
+        partners = end - rows - 1
         left = np.repeat(rows, partners)
         first = np.cumsum(partners) - partners
         right = left + 1 + np.arange(self.genuine) - first[left]
-        return left.astype(np.int32), right.astype(np.int32)
+        return by_person[left].astype(np.int32), by_person[right].astype(np.int32)
 
     def scores(self, left: Rows, right: Rows) -> Doubles:
-        """Return the cosines of pairs of sorted rows in float64, rounded to multiples of 2**-40.
+        """Return the cosines of pairs of places in float64, rounded to multiples of 2**-40.
 
-        A score depends on its two rows alone, not on the company in which it is computed, so it is
-        the same for every block size. The rounding makes ties of scores that differ by no more than
-        the rounding of their sums.
+        A score depends on its two embeddings alone, not on the company in which it is computed, so
+        it is the same for every block size. The rounding makes ties of scores that differ by no
+        more than the rounding of their sums.
         """
-        scores = self._products(self.order[left], self.order[right])
-        scores /= self._norms[left] * self._norms[right]
+        rows = self.order[left], self.order[right]
+        scores = self._products(*rows)
+        scores /= self._norms[rows[0]] * self._norms[rows[1]]
         return np.rint(scores / TIE) * TIE
 
     def _lengths(self) -> Doubles:
-        lengths = np.sqrt(self._products(self.order, self.order))
+        rows = np.arange(self.count)
+        lengths = np.sqrt(self._products(rows, rows))
         broken = ~(lengths > 0) | np.isinf(lengths)
         if broken.any():
-            row = self.order[np.argmax(broken)]
+            row = int(np.argmax(broken))
             raise MetricError(f"row {row} of embeddings is zero or not finite: it has no direction")
         return lengths
 

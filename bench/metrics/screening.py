@@ -4,8 +4,8 @@ A screen tells of every pair in a tile how far its cosine can be from the produc
 pairs are accepted or dismissed for certain and only the few in between need an exact score.
 
 - float32: a sum of d products of unit vectors, in any order, is off by less than (d + 8) 2**-24.
-- int8: row = a q + r and column = c p + t with int8 codes q and p. The product a c (q . p) is exact
-  in int32 and, by Cauchy-Schwarz, off by at most |r| + |t| + |r| |t|; the residuals are measured.
+- int8: x = a q + r and y = b p + t with int8 codes q and p. The product a b (q . p) is exact in
+  int32 and, by Cauchy-Schwarz, off by at most |r| + |t| + |r| |t|; the residuals are measured.
 """
 
 from __future__ import annotations
@@ -19,79 +19,81 @@ import numpy.typing as npt
 import torch
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from bench.metrics.arrays import Doubles, Integers
     from bench.metrics.population import Rows
 
-# Where the common scale of the columns saturates, in root mean squares of a component: the least
-# squared error for eight bits and normal components.
-_SATURATION = 3.9
 _LARGEST_CODE = 127
 _VECTORS_PER_CHUNK = 4096
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Products of a block of rows with a block of columns.
+    """Products of a block of places with another, to be read until the next tile is made.
 
     Attributes:
         values: (rows, columns) float32 or int32; pairs that do not count have the lowest value.
-        first_row: Sorted row of the first row.
-        first_column: Sorted row of the first column.
-        unit: (rows, 1) cosine per unit of `values`.
-        error: (rows, 1) bound on the distance of `values * unit` from the exact cosine.
+        first_row: Place of the first row.
+        first_column: Place of the first column.
+        row_unit: (rows,) a pair's product is value * row_unit * column_unit.
+        column_unit: (columns,).
+        error: (rows,) bound on the distance of a row's products from the exact cosines.
         masks: Two buffers of the shape of `values`.
     """
 
     values: Tensor
     first_row: int
     first_column: int
-    unit: Doubles
+    row_unit: Doubles
+    column_unit: Doubles
     error: Doubles
     masks: Tensor
 
     def possibly_above(self, level: float) -> Tensor:
         """Return a mask of pairs that holds all with a cosine above `level`."""
-        limits = (level - self.error) / self.unit
+        lowest = level - self.error
+        column_unit = np.where(lowest > 0, self.column_unit.max(), self.column_unit.min())
+        limits = lowest / (self.row_unit * column_unit)
         if self.values.is_floating_point():
-            limits = np.nextafter(limits.astype(np.float32), np.float32(-np.inf))
-        else:
-            limits = _as_int32(np.floor(limits))
-        return self._above(limits, self.masks[0])
+            return self._above(np.nextafter(limits.astype(np.float32), np.float32(-np.inf)), 0)
+        return self._above(_as_int32(np.floor(limits)), 0)
 
     def surely_above(self, level: float) -> Tensor:
         """Return a mask of pairs that all have a cosine above `level`."""
-        limits = (level + self.error) / self.unit
+        highest = level + self.error
+        column_unit = np.where(highest > 0, self.column_unit.min(), self.column_unit.max())
+        limits = highest / (self.row_unit * column_unit)
         if self.values.is_floating_point():
-            limits = np.nextafter(limits.astype(np.float32), np.float32(np.inf))
-        else:
-            limits = _as_int32(np.ceil(limits))
-        return self._above(limits, self.masks[1])
+            return self._above(np.nextafter(limits.astype(np.float32), np.float32(np.inf)), 1)
+        return self._above(_as_int32(np.ceil(limits)), 1)
 
     def pick(self, mask: Tensor) -> tuple[Rows, Rows, Doubles, Doubles]:
-        """Return sorted rows, columns, approximate cosines and their error bounds under a mask."""
+        """Return both places, the product and its error bound of each pair under a mask."""
         if mask.is_cpu:
-            places = np.flatnonzero(mask.numpy())
-            values = self.values.numpy().ravel()[places]
+            chosen = np.flatnonzero(mask.numpy())
+            values = self.values.numpy().ravel()[chosen]
         else:
             on_device = mask.flatten().nonzero()[:, 0]
-            places = on_device.cpu().numpy()
+            chosen = on_device.cpu().numpy()
             values = self.values.flatten()[on_device].cpu().numpy()
-        rows = places // mask.shape[1]
-        columns = places - rows * mask.shape[1]
+        rows = chosen // mask.shape[1]
+        columns = chosen - rows * mask.shape[1]
         return (
             (rows + self.first_row).astype(np.int32),
             (columns + self.first_column).astype(np.int32),
-            values * self.unit[rows, 0],
-            self.error[rows, 0],
+            values * self.row_unit[rows] * self.column_unit[columns],
+            self.error[rows],
         )
 
-    def _above(self, limits: npt.NDArray[np.generic], out: Tensor) -> Tensor:
+    def _above(self, limits: npt.NDArray[np.generic], buffer: int) -> Tensor:
+        out = self.masks[buffer]
         if out.is_cpu:  # several times faster than torch.gt
-            np.greater(self.values.numpy(), limits, out=out.numpy())
+            np.greater(self.values.numpy(), limits[:, None], out=out.numpy())
         else:
-            torch.gt(self.values, torch.from_numpy(limits).to(out.device), out=out)
+            torch.gt(self.values, torch.from_numpy(limits[:, None]).to(out.device), out=out)
         return out
 
 
@@ -109,46 +111,66 @@ def without(mask: Tensor, part: Tensor) -> Tensor:
 
 
 class Screen(ABC):
-    """Products of sorted rows with sorted columns, one tile after another in the same buffer.
+    """Products of impostor pairs, one tile after another in the same buffer.
 
     Args:
-        units: (N, d) float32 unit vectors, sorted by person.
-        end: (N,) the first column that is another person's, for each row.
-        rows: Most rows in a tile.
-        columns: Most columns in a tile.
+        units: (N, d) float32 unit vectors by place.
+        genuine: Both places of every genuine pair, the lower first.
+        rows: Rows of a tile.
+        columns: Columns of a tile.
     """
 
     name: ClassVar[str]
     dtype: ClassVar[torch.dtype]
     lowest: ClassVar[float]
 
-    def __init__(self, units: Tensor, end: Integers, rows: int, columns: int) -> None:
-        self._end = torch.from_numpy(end).to(units.device)
-        self._buffer = torch.empty(rows * columns, dtype=self.dtype, device=units.device)
-        self._masks = torch.empty(2, rows * columns, dtype=torch.bool, device=units.device)
+    def __init__(self, units: Tensor, genuine: tuple[Rows, Rows], rows: int, columns: int) -> None:
+        self._count = len(units)
+        self._device = units.device
+        self._rows, self._columns = rows, columns
+        self._values = torch.empty(rows * columns, dtype=self.dtype, device=self._device)
+        self._masks = torch.empty(2, rows * columns, dtype=torch.bool, device=self._device)
+        self._hidden = _ByTile(genuine, rows, columns, self._count)
 
-    def tile(self, rows: slice, columns: slice) -> Tile:
-        """Return the products of impostor pairs; the tile is valid until the next call."""
+    def tiles(self) -> Iterator[Tile]:
+        """Yield tiles that hold every impostor pair once, row before column."""
+        for row in range(0, self._count, self._rows):
+            for column in range(row, self._count, self._columns):
+                columns = slice(column, min(column + self._columns, self._count))
+                yield self._tile(slice(row, min(row + self._rows, columns.stop)), columns)
+
+    def _tile(self, rows: slice, columns: slice) -> Tile:
         shape = rows.stop - rows.start, columns.stop - columns.start
         size = shape[0] * shape[1]
-        values = self._buffer[:size].view(shape)
+        values = self._values[:size].view(shape)
         self._multiply(rows, columns, values)
-        width = int(self._end[rows.stop - 1]) - columns.start
-        if width > 0:
-            places = torch.arange(columns.start, columns.start + width, device=values.device)
-            corner = values[:, :width]
-            corner.masked_fill_(places[: corner.shape[1]] < self._end[rows, None], self.lowest)
-        unit, error = self._scale(rows, columns)
-        masks = self._masks[:, :size].view(2, *shape)
-        return Tile(values, rows.start, columns.start, unit, error, masks)
+        if columns.start < rows.stop:
+            square = values[columns.start - rows.start :]
+            square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), self.lowest)
+        row, column = self._hidden.pairs(rows, columns)
+        hidden = torch.from_numpy((row - rows.start) * shape[1] + column - columns.start)
+        values.view(-1)[hidden.to(self._device)] = self.lowest
+        return Tile(
+            values,
+            rows.start,
+            columns.start,
+            self._unit(rows),
+            self._unit(columns),
+            self._error(rows, columns),
+            self._masks[:, :size].view(2, *shape),
+        )
 
     @abstractmethod
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
         """Write the products into `out`."""
 
     @abstractmethod
-    def _scale(self, rows: slice, columns: slice) -> tuple[Doubles, Doubles]:
-        """Return the unit and the error of each row, both (rows, 1)."""
+    def _unit(self, places: slice) -> Doubles:
+        """Return what one unit of each vector's codes is worth."""
+
+    @abstractmethod
+    def _error(self, rows: slice, columns: slice) -> Doubles:
+        """Return a bound for each row on the error of its products."""
 
 
 class Float32Screen(Screen):
@@ -158,80 +180,69 @@ class Float32Screen(Screen):
     dtype = torch.float32
     lowest = -np.inf
 
-    def __init__(self, units: Tensor, end: Integers, rows: int, columns: int) -> None:
-        super().__init__(units, end, rows, columns)
+    def __init__(self, units: Tensor, genuine: tuple[Rows, Rows], rows: int, columns: int) -> None:
+        super().__init__(units, genuine, rows, columns)
         self._units = units
-        self._error = float32_error(units.shape[1])
 
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
         torch.mm(self._units[rows], self._units[columns].T, out=out)
 
-    def _scale(self, rows: slice, columns: slice) -> tuple[Doubles, Doubles]:
-        shape = (rows.stop - rows.start, 1)
-        return np.ones(shape), np.full(shape, self._error)
+    def _unit(self, places: slice) -> Doubles:
+        return np.ones(places.stop - places.start)
+
+    def _error(self, rows: slice, columns: slice) -> Doubles:
+        return np.full(rows.stop - rows.start, float32_error(self._units.shape[1]))
 
 
 class Int8Screen(Screen):
-    """Integer products of 8-bit codes: a scale per row, a common scale for all columns."""
+    """Integer products of 8-bit codes, each vector with its own scale."""
 
     name = "int8"
     dtype = torch.int32
     lowest = torch.iinfo(torch.int32).min
 
-    def __init__(self, units: Tensor, end: Integers, rows: int, columns: int) -> None:
-        super().__init__(units, end, rows, columns)
+    def __init__(self, units: Tensor, genuine: tuple[Rows, Rows], rows: int, columns: int) -> None:
+        super().__init__(units, genuine, rows, columns)
         self._codes = EightBit.of(units)
 
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
-        torch._int_mm(self._codes.rows[rows], self._codes.columns[columns].T, out=out)
+        torch._int_mm(self._codes.codes[rows], self._codes.codes[columns].T, out=out)
 
-    def _scale(self, rows: slice, columns: slice) -> tuple[Doubles, Doubles]:
-        unit = self._codes.row_scale[rows, None] * self._codes.column_scale
-        row_residual = self._codes.row_residual[rows, None]
-        return unit, int8_error(row_residual, self._codes.column_residual[columns].max())
+    def _unit(self, places: slice) -> Doubles:
+        return self._codes.scale[places]
+
+    def _error(self, rows: slice, columns: slice) -> Doubles:
+        residual = self._codes.residual
+        return int8_error(residual[rows], residual[columns].max())
 
 
 @dataclass(frozen=True)
 class EightBit:
-    """Codes of n unit vectors, once with a scale per vector and once with a common scale.
+    """Codes of n unit vectors.
 
     Attributes:
-        rows: (n, d) int8 codes for the scale of each vector.
-        row_scale: (n,) the vector's step from one code to the next.
-        row_residual: (n,) norm of what the codes miss.
-        columns: (n, d) int8 codes for the common scale.
-        column_scale: The common step.
-        column_residual: (n,) norm of what those codes miss.
+        codes: (n, d) int8.
+        scale: (n,) step from one code to the next.
+        residual: (n,) norm of what the codes miss.
     """
 
-    rows: Tensor
-    row_scale: Doubles
-    row_residual: Doubles
-    columns: Tensor
-    column_scale: float
-    column_residual: Doubles
+    codes: Tensor
+    scale: Doubles
+    residual: Doubles
 
     @classmethod
     def of(cls, units: Tensor) -> EightBit:
         """Encode (n, d) float32 unit vectors."""
-        count, dimension = units.shape
-        row_scale = units.abs().amax(dim=1, keepdim=True) / _LARGEST_CODE
-        # The components of unit vectors have mean square 1 / d.
-        column_scale = torch.tensor(_SATURATION / _LARGEST_CODE / dimension**0.5)
-        rows, columns = torch.empty((2, count, dimension), dtype=torch.int8)
-        row_residual, column_residual = np.empty((2, count))
-        for start in range(0, count, _VECTORS_PER_CHUNK):
+        codes = torch.empty(units.shape, dtype=torch.int8)
+        scale, residual = torch.empty((2, len(units)))
+        for start in range(0, len(units), _VECTORS_PER_CHUNK):
             chunk = slice(start, start + _VECTORS_PER_CHUNK)
-            rows[chunk], row_residual[chunk] = _encode(units[chunk], row_scale[chunk])
-            columns[chunk], column_residual[chunk] = _encode(units[chunk], column_scale)
-        return cls(
-            rows,
-            row_scale[:, 0].double().numpy(),
-            row_residual,
-            columns,
-            column_scale.item(),
-            column_residual,
-        )
+            vectors = units[chunk]
+            scale[chunk] = vectors.abs().amax(dim=1) / _LARGEST_CODE
+            steps = (vectors / scale[chunk, None]).round_()
+            codes[chunk] = steps
+            residual[chunk] = (vectors - steps.mul_(scale[chunk, None])).norm(dim=1)
+        return cls(codes, scale.double().numpy(), residual.double().numpy())
 
 
 def float32_error(dimension: int) -> float:
@@ -243,19 +254,34 @@ def float32_error(dimension: int) -> float:
     return (dimension + 8) * 2.0**-24
 
 
-def int8_error(row_residual: Doubles, column_residual: Doubles) -> Doubles:
+def int8_error(left: Doubles, right: Doubles) -> Doubles:
     """Return the bound for codes that miss residuals of these norms.
 
     The last terms are the rounding of the vectors and of the measured norms to float32.
     """
-    exact = row_residual + column_residual + row_residual * column_residual
-    return exact * (1 + 1e-4) + 2.0**-21
+    return (left + right + left * right) * (1 + 1e-4) + 2.0**-21
 
 
-def _encode(units: Tensor, scale: Tensor) -> tuple[Tensor, Doubles]:
-    codes = (units / scale).round_().clamp_(-_LARGEST_CODE, _LARGEST_CODE)
-    residual = (units - codes * scale).norm(dim=1).double().numpy()
-    return codes.to(torch.int8), residual
+class _ByTile:
+    """Pairs of places, to be found by the tile in which they are."""
+
+    def __init__(self, pairs: tuple[Rows, Rows], rows: int, columns: int, count: int) -> None:
+        self._rows, self._columns = rows, columns
+        self._tiles_per_row = -(-count // columns)
+        key = self._key(pairs[0], pairs[1])
+        order = np.argsort(key, kind="stable")
+        self._keys = key[order]
+        self._left, self._right = pairs[0][order], pairs[1][order]
+
+    def pairs(self, rows: slice, columns: slice) -> tuple[Integers, Integers]:
+        """Return both places of the pairs in the tile that starts there."""
+        key = self._key(np.array(rows.start), np.array(columns.start))
+        found = slice(*np.searchsorted(self._keys, (key, key + 1)))
+        return self._left[found].astype(np.int64), self._right[found].astype(np.int64)
+
+    def _key(self, left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.signedinteger]) -> Integers:
+        panel = left.astype(np.int64) // self._rows
+        return panel * self._tiles_per_row + (right - panel * self._rows) // self._columns
 
 
 def _as_int32(limits: Doubles) -> npt.NDArray[np.int32]:

@@ -51,64 +51,44 @@ def forward(images: Tensor) -> Tensor:
     return made.flatten(1, 3)
 
 
-def inverse(
-    coefficients: Tensor, kept: Tensor, *, iterations: int = 60
-) -> Tensor:
-    """Return the images of least squared error to some of the coefficients.
+def inverse_without_dc(coefficients: Tensor) -> Tensor:
+    """Return the images of least squared error to all coefficients but the DC channels.
 
-    The normal equations are solved by conjugate gradients in pixel space, where each step costs a
-    few products of 112x112 matrices: B is folded into P_i = B_i^T B_i for every frequency i.
-    What the kept coefficients do not determine (the mean, where no DC is kept) comes out as mid-gray.
+    The map is linear and over-complete, so the normal equations A X A - D X D = R have one solution
+    but for the mean (A and D are the Gram matrices of all frequencies and of DC alone, per axis). A
+    basis V that turns A into the identity and D into a diagonal solves them in closed form.
 
     Args:
-        coefficients: (N, 3 K, 112, 112), the kept channels in ascending order, color by color.
-        kept: (K,) indices of the kept channels of a color, 0 to 63.
-        iterations: Steps of conjugate gradients.
+        coefficients: (N, 189, 112, 112), channels 1 to 63 of a color, color by color.
 
     Returns:
-        (N, 3, 112, 112) images, not clamped.
+        (N, 3, 112, 112) images whose mean, which is lost, is mid-gray; not clamped.
     """
-    axis = _axis_matrix().to(coefficients.device)
-    grams = axis.transpose(1, 2) @ axis
-    mask = torch.zeros(BLOCK * BLOCK, dtype=torch.float64, device=axis.device)
-    mask[kept] = 1
-    # Frequencies with the same partners share one product; sums over partners come first.
-    partners = torch.einsum("ij,jxy->ixy", mask.reshape(BLOCK, BLOCK), grams)
-
-    def normal(x: Tensor) -> Tensor:
-        return torch.einsum("iab,ncbd,ide->ncae", grams, x, partners)
-
-    full = coefficients.new_zeros(
-        (len(coefficients), 3, BLOCK * BLOCK, SIDE, SIDE), dtype=torch.float64
+    analysis, synthesis, weight = (part.to(coefficients.device) for part in _solution())
+    full = coefficients.new_zeros((len(coefficients), 3, BLOCK**2, SIDE, SIDE))
+    full[:, :, 1:] = coefficients.unflatten(1, (3, BLOCK**2 - 1))
+    by_row = torch.einsum(
+        "ncijpq,jqb->ncipb", full.unflatten(2, (BLOCK, BLOCK)), analysis.to(full.dtype)
     )
-    full[:, :, kept] = coefficients.double().unflatten(1, (3, len(kept)))
-    right = torch.einsum(
-        "ipx,ncijpq,jqy->ncxy", axis, full.unflatten(2, (BLOCK, BLOCK)), axis
-    )
-    colors = _conjugate_gradients(normal, right, iterations)
+    # The rest is small and runs in double precision: low frequencies hold little energy but in DC.
+    solved = torch.einsum("ipa,ncipb->ncab", analysis, by_row.double()) * weight
+    colors = synthesis @ solved @ synthesis.T
     colors[:, 0] += 128
     return _to_rgb(colors / 255).to(coefficients.dtype)
 
 
-def _conjugate_gradients(normal, right: Tensor, iterations: int) -> Tensor:  # type: ignore[no-untyped-def]
-    """Solve normal(x) = right for every channel of a batch, from zero."""
-
-    def inner(a: Tensor, b: Tensor) -> Tensor:
-        return (a * b).sum((-2, -1), keepdim=True)
-
-    x = torch.zeros_like(right)
-    residual = right.clone()
-    direction = residual
-    size = inner(residual, residual)
-    for _ in range(iterations):
-        moved = normal(direction)
-        step = size / inner(direction, moved).clamp_min(1e-300)
-        x = x + step * direction
-        residual = residual - step * moved
-        new_size = inner(residual, residual)
-        direction = residual + new_size / size.clamp_min(1e-300) * direction
-        size = new_size
-    return x
+@cache
+def _solution() -> tuple[Tensor, Tensor, Tensor]:
+    """Return B V by frequency (8, 112, 112), V (112, 112), and the inverse eigenvalues."""
+    axis = _axis_matrix()
+    grams = axis.transpose(1, 2) @ axis
+    root = torch.linalg.cholesky(grams.sum(0))
+    half = torch.linalg.solve_triangular(root, grams[0], upper=False)
+    share, turn = torch.linalg.eigh(torch.linalg.solve_triangular(root, half.T, upper=False))
+    basis = torch.linalg.solve_triangular(root.T, turn, upper=True)
+    left = 1 - share[:, None] * share[None, :]
+    weight = torch.where(left > 1e-9, 1 / left, torch.zeros_like(left))
+    return axis @ basis, basis, weight
 
 
 def _to_ycbcr(images: Tensor) -> Tensor:

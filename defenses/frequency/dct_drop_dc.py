@@ -12,10 +12,6 @@ from bench.registry import DEFENSES
 from defenses.base import Defense
 from defenses.frequency import block_dct
 
-KEPT = torch.arange(1, 64)
-"""Channels of every color that are sent."""
-
-
 @DEFENSES.register("dct-drop-dc")
 @dataclass
 class DCTDropDC(Defense):
@@ -30,10 +26,10 @@ class DCTDropDC(Defense):
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return (N, 189, 112, 112) coefficients, color by color."""
-        return block_dct.forward(x).unflatten(1, (3, 64))[:, :, KEPT].flatten(1, 2)
+        return block_dct.forward(x).unflatten(1, (3, 64))[:, :, 1:].flatten(1, 2)
 
     def comparable(self, records: Tensor) -> Tensor:
         """Invert, with mid-gray for the lost mean, and embed; images are embedded as they are."""
-        if records.shape[1] == len(KEPT) * 3:
-            records = block_dct.inverse(records, KEPT).clamp(0, 1)
+        if records.shape[1] == 189:
+            records = block_dct.inverse_without_dc(records).clamp(0, 1)
         return self.recognizer.embed(records)
