@@ -1,0 +1,249 @@
+"""The report of one run: a self-contained page, Markdown, tables and figures.
+
+Everything is escaped for the language it is printed in: names of plug-ins are other people's text.
+"""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import shlex
+import shutil
+import tempfile
+import unicodedata
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+from urllib.parse import quote
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from bench.metrics.definitions import Definition, definitions
+from reports.figures import Scatter, grid_figure, save, scatters
+from reports.findings import failures, findings, scale, summary
+from reports.grids import QUANTILES, RULE, Grid, grids
+from reports.numbers import unit
+from reports.run import Line, ReportError, Run, probes, read_run, visible
+from reports.tables import (
+    PAPER_METRICS,
+    PRIVACY_METRICS,
+    Table,
+    privacy_table,
+    utility_table,
+    worst_case_table,
+    write_csv,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+RESPONSIBLE_USE = (
+    "Reconstructions show real people who took part in public datasets: use them to judge "
+    "defenses, not to identify anyone, and run attacks only on data that you may process."
+)
+
+
+def write_report(run: Path) -> Path:
+    """Report on a finished run.
+
+    Args:
+        run: The run's folder, as `veilbench run --out` wrote it.
+
+    Returns:
+        The page, `report/index.html` below the folder. A report that was there is replaced as a
+        whole, or left alone if anything fails.
+
+    Raises:
+        UserError: A file of the run is missing or unusable.
+    """
+    content = read_run(run)
+    with _replacing(run / "report") as folder:
+        _write(content, folder)
+    return run / "report" / "index.html"
+
+
+def _write(run: Run, folder: Path) -> None:
+    privacy, utility = privacy_table(run), utility_table(run)
+    for name in ("tables", "figures"):
+        (folder / name).mkdir()
+    for table in (privacy, worst_case_table(run), utility):
+        write_csv(table, folder / "tables" / f"{table.name}.csv")
+        text = _LATEX.get_template("table.tex.j2").render(table=table.only(_paper_metrics(table)))
+        (folder / "tables" / f"{table.name}.tex").write_text(text, encoding="utf-8")
+    context = {
+        "info": run.info,
+        "statement": _statement(run),
+        "command": shlex.join(run.info.command),
+        "summary": summary(run),
+        "findings": findings(run),
+        "scale": scale(run),
+        "failures": failures(run),
+        "privacy": privacy.only(PRIVACY_METRICS),
+        "utility": utility,
+        "definitions": _definitions([privacy, utility]),
+        "rule": RULE,
+        "quantiles": list(QUANTILES),
+        "responsible_use": RESPONSIBLE_USE,
+        "unit": unit,
+        "infinity": math.inf,
+        "href": lambda line: _href(run, line),
+        "scatters": _scatters(run, folder / "figures"),
+        "grids": _grids(run, folder / "figures"),
+    }
+    for name, environment in (("index.html", _HTML), ("report.md", _MARKDOWN)):
+        text = environment.get_template(f"{name}.j2").render(context)
+        (folder / name).write_text(text, encoding="utf-8")
+
+
+class _Plot(NamedTuple):
+    """A scatter as the templates see it: the stem of its files, and the picture."""
+
+    name: str
+    scatter: Scatter
+    png: bytes
+
+
+class _Faces(NamedTuple):
+    """A grid as the templates see it: the stem of its files, and the grid."""
+
+    name: str
+    grid: Grid
+
+
+def _scatters(run: Run, folder: Path) -> list[_Plot]:
+    return [
+        _Plot(name, item, save(item.figure, folder, name))
+        for item in scatters(run)
+        for name in [f"scatter-{item.leak}"]
+    ]
+
+
+def _grids(run: Run, folder: Path) -> list[_Faces]:
+    found = []
+    for place, grid in enumerate(grids(run)):
+        name = f"grid-{place:02d}-{_slug(grid.title)}-{grid.detail}".rstrip("-")
+        save(grid_figure(grid), folder, name)
+        found.append(_Faces(name, grid))
+    return found
+
+
+def _statement(run: Run) -> str:
+    """Return what was measured, in one paragraph."""
+    suite = run.info.suite
+    victims = probes(run.folder, min(line.seed for line in run.lines))
+    judges = ", ".join(
+        f"{judge} ({'the recogniser under attack' if run.is_target(judge) else 'independent'})"
+        for judge in run.judges
+    )
+    return (
+        f"The recogniser {suite.recognizer.name} keeps a record of each of {len(victims)} photos "
+        f"of {len(victims.people)} people from the dataset {suite.dataset}. The records leak; "
+        f"attacks rebuild the faces from them. Judges that say whether a rebuilt face shows the "
+        f"person: {judges or 'none'}, with thresholds at a false match rate of {suite.fmr:g}."
+    )
+
+
+def _definitions(tables: Iterable[Table]) -> list[Definition]:
+    used = {column.definition.id for table in tables for column in table.columns}
+    return [item for item in definitions().values() if item.id in used]
+
+
+def _href(run: Run, line: Line) -> str:
+    return f"../cells/{quote(line.cell)}/" if run.has_cell(line) else ""
+
+
+def _paper_metrics(table: Table) -> Sequence[str]:
+    if table.name == "utility":
+        return [column.metric for column in table.columns]
+    return PAPER_METRICS
+
+
+@contextmanager
+def _replacing(target: Path) -> Iterator[Path]:
+    """Yield a temporary folder that takes the target's place when the block ends well."""
+    made = target
+    try:
+        made = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))
+        yield made
+        made.chmod(0o755)
+        retired = made.with_name(f"{made.name}.old")
+        if target.exists():
+            target.replace(retired)
+        made.replace(target)
+        shutil.rmtree(retired, ignore_errors=True)
+    except OSError as error:
+        raise ReportError(
+            f"The report {target} cannot be written ({error.strerror}): free space or permit it."
+        ) from error
+    finally:
+        if made != target:
+            shutil.rmtree(made, ignore_errors=True)
+
+
+# --- templates ----------------------------------------------------------------------------------
+
+_LATEX_SPECIAL = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "[": "{[}",  # after a line break, a bare bracket is LaTeX's argument
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "∞": r"$\infty$",
+    "·": r"$\cdot$",
+}
+
+
+def latex(value: object) -> str:
+    """Return text that LaTeX prints verbatim; what pdfLaTeX's fonts lack becomes "?"."""
+    return "".join(_LATEX_SPECIAL.get(c) or _ascii(c) for c in visible(str(value)))
+
+
+def markdown(value: object) -> str:
+    """Return text that Markdown, HTML in it included, prints verbatim."""
+    return re.sub(r"([\\`*_\[\]<>|#~&$])", r"\\\1", visible(str(value)))
+
+
+def data_uri(content: bytes, kind: str) -> str:
+    """Return an image as a data URI."""
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _ascii(character: str) -> str:
+    plain = unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+    return plain or "?"
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
+
+
+def _environment(escape: Callable[[object], str] | None = None, **syntax: Any) -> Environment:
+    """Return templates that escape all they print: as HTML, or by the given function."""
+    environment = Environment(
+        loader=PackageLoader("reports"),
+        autoescape=escape is None,  # noqa: S701 - else `finalize` escapes, for another language
+        finalize=escape,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        **syntax,
+    )
+    environment.filters["data_uri"] = data_uri
+    return environment
+
+
+_HTML = _environment()
+_MARKDOWN = _environment(markdown)
+_LATEX = _environment(
+    latex,
+    block_start_string="<%",
+    block_end_string="%>",
+    variable_start_string="<<",
+    variable_end_string=">>",
+    comment_start_string="<#",
+    comment_end_string="#>",
+)
