@@ -8,8 +8,13 @@ does not, that target is done again with a wider one.
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from fractions import Fraction
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,38 +22,45 @@ import numpy.typing as npt
 import torch
 
 from bench.errors import MetricError
-from bench.metrics.arrays import Integers, Numbers
-from bench.metrics.bands import Band, MiddleBand, Pairs, Sample, Scorer, TopBand
+from bench.metrics.bands import Band, Catch, MiddleBand, Pairs, Sample, TopBand
 from bench.metrics.population import Population
 from bench.metrics.screening import Float32Screen, Int8Screen, Screen, Tile
 from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
-# Pairs that are kept one by one: the false matches of all targets that allow no more.
-_LISTED = 6_000_000
+    from torch import Tensor
+
+    from bench.metrics.arrays import Integers, Numbers
+
+# The false matches of a target are kept one by one if they are at most this share of all pairs and
+# at most this many, or few in any case.
+_LISTED_SHARE = Fraction(1, 1000)
+_MOST_LISTED = 6_000_000
+_FEW = 100_000
 # A bracket reaches this many standard deviations of the sample to either side; doubled on failure.
 _SIGMAS = 4.5
+# Fewer pairs than this take less than a second anyway.
+_WORTH_A_TRIAL = 50_000_000
+_TRIAL = 512  # rows and columns of the tile that is timed
 
 
 @dataclass(frozen=True)
 class Certificate:
     """Why the result is exact.
 
-    For each target the false accepts were counted: those above its bracket by products that exceed
-    it by more than `error_bound`, those inside by their exact scores.
+    For each target the false accepts were counted: those whose product is above the bracket by more
+    than its error bound as such, all other candidates by their exact scores.
 
     Attributes:
         screen: Arithmetic of the products, "float32" or "int8"; it does not change the result.
-        error_bound: Largest proven distance of a product from the exact cosine.
         largest_error: Largest distance met among the pairs that were scored exactly.
         scored: Impostor pairs that were scored exactly.
         passes: Passes over all pairs; more than one if a bracket missed its threshold.
     """
 
     screen: str
-    error_bound: float
     largest_error: float
     scored: int
     passes: int
@@ -61,8 +73,8 @@ class AllPairs:
     Attributes:
         points: One operating point per target, in the order asked for.
         genuine: All pairs of one person.
-        impostors: The highest impostor pairs, best first: at least the false matches of every
-            target that allows at most 6 million.
+        impostors: The highest impostor pairs, best first: the false matches of every target up to
+            1e-3 that allows no more than 6 million, or that allows no more than 100,000.
         people: (K,) the distinct identities.
         person: (N,) place in `people` of each row.
         images: (K,) images of each person. With `person` of both rows of the false matches this is
@@ -129,7 +141,8 @@ def all_pairs(
     population = Population(embeddings, identities)
     genuine = _genuine(population)
     allowed = [allowed_errors(far, population.impostors) for far in targets]
-    listed = max([k for k in allowed if k <= _LISTED] + [keep])
+    most = min(_MOST_LISTED, max(_FEW, int(_LISTED_SHARE * population.impostors)))
+    listed = max([k for k in allowed if k <= most] + [keep])
     top = TopBand(min(listed, population.impostors - 1))
     middle = [MiddleBand(k) for k in allowed if top.rank < k < population.impostors]
     certificate = _search(population, genuine, [top, *middle], block)
@@ -168,35 +181,90 @@ def _search(
     population: Population, genuine: Pairs, bands: Sequence[Band], block: int
 ) -> Certificate:
     """Run passes over all impostor pairs until every band holds its order statistic."""
-    scorer = Scorer(population)
-    passes, sigmas = 0, _SIGMAS
+    passes, scored, largest_error, sigmas = 0, 0, 0.0, _SIGMAS
     with _full_float32():
-        units = population.units()
-        sample = Sample(population, units)
-        for band in bands:
-            band.place(*sample.bracket(band.rank, sigmas))
-        screen = _fastest_screen(population, sample, bands)(
-            units, (genuine.left, genuine.right), block, block // 8
-        )
+        sample, screen = _prepare(population, genuine, bands, block)
         while bands:
-            for tile in screen.tiles():
-                for band in bands:
-                    band.scan(tile, scorer)
-            passes, sigmas = passes + 1, sigmas * 2
-            bands = [band for band in bands if not band.holds()]
             for band in bands:
                 band.place(*sample.bracket(band.rank, sigmas))
+            for catches in _scan(screen, bands, population):
+                for band, catch in zip(bands, catches, strict=True):
+                    band.take(catch)
+                    scored += catch.scored
+                    largest_error = max(largest_error, catch.largest_error)
+            bands = [band for band in bands if not band.holds()]
+            passes, sigmas = passes + 1, sigmas * 2
     return Certificate(
-        screen=screen.name,
-        error_bound=scorer.error_bound,
-        largest_error=scorer.largest_error,
-        scored=scorer.scored,
-        passes=passes,
+        screen=screen.name, largest_error=largest_error, scored=scored, passes=passes
     )
 
 
-def _fastest_screen(population: Population, sample: Sample, bands: Sequence[Band]) -> type[Screen]:
-    return Float32Screen
+def _scan(screen: Screen, bands: Sequence[Band], population: Population) -> Iterator[list[Catch]]:
+    """Yield what the bands find in each tile.
+
+    Each core works on a tile of its own, from the product to the exact scores, so that none waits
+    for another.
+    """
+    workspaces = threading.local()
+
+    def scan(block: tuple[slice, slice]) -> list[Catch]:
+        if not hasattr(workspaces, "mine"):
+            workspaces.mine = screen.workspace()
+        tile = screen.tile(*block, workspaces.mine)
+        return [band.scan(tile, population) for band in bands]
+
+    cores = torch.get_num_threads()
+    pool = ThreadPoolExecutor(
+        cores if population.device.type == "cpu" else 1,
+        initializer=torch.set_num_threads,
+        initargs=(1,),
+    )
+    try:
+        yield from pool.map(scan, screen.blocks())
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(cores)
+
+
+def _prepare(
+    population: Population, genuine: Pairs, bands: Sequence[Band], block: int
+) -> tuple[Sample, Screen]:
+    units = population.units()
+    sample = Sample(population, units)
+    brackets = [sample.bracket(band.rank, _SIGMAS) for band in bands]
+    chosen = Float32Screen
+    if units.is_cpu and population.impostors >= _WORTH_A_TRIAL:
+        chosen = _fastest_screen(population, units, sample, brackets)
+    return sample, chosen(units, (genuine.left, genuine.right), block, -(-block // 8))
+
+
+def _fastest_screen(
+    population: Population, units: Tensor, sample: Sample, brackets: Sequence[tuple[float, float]]
+) -> type[Screen]:
+    """Return the screen whose products and exact scores of doubtful pairs take the least time."""
+    places = np.linspace(0, population.count - 1, _TRIAL, dtype=np.int32)
+    nobody = np.empty(0, np.int32)
+    per_score = _seconds(partial(population.scores, places, places[::-1])) / _TRIAL
+    per_score /= torch.get_num_threads()
+    seconds_per_pair = {}
+    for screen in (Float32Screen, Int8Screen):
+        trial = screen(units[torch.from_numpy(places)], (nobody, nobody), _TRIAL, _TRIAL)
+        block = slice(0, _TRIAL), slice(0, _TRIAL), trial.workspace()
+        error = trial.tile(*block).error.max()
+        doubtful = sum(sample.share(low - error, high + error) for low, high in brackets)
+        per_product = _seconds(partial(trial.tile, *block)) / _TRIAL**2
+        seconds_per_pair[screen] = per_product + doubtful * per_score
+    return min(seconds_per_pair, key=seconds_per_pair.__getitem__)
+
+
+def _seconds(action: Callable[[], object]) -> float:
+    """Return the shortest of a few measurements, the one that other work disturbed least."""
+    times = []
+    for _ in range(4):
+        start = time.perf_counter()
+        action()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 @contextmanager

@@ -49,36 +49,21 @@ class Pairs:
         return Pairs(self.left[chosen], self.right[chosen], self.scores[chosen])
 
 
-class Scorer:
-    """Exact scores of the pairs that a screen leaves in doubt.
+@dataclass(frozen=True)
+class Catch:
+    """What a band finds in one tile.
 
     Attributes:
-        scored: Pairs scored.
-        largest_error: Largest distance of a product from the exact score.
-        error_bound: Largest bound on that distance.
+        above: Pairs above the band.
+        pairs: Pairs in the band.
+        scored: Pairs that were scored exactly.
+        largest_error: Largest distance among those of the tile's product from the exact score.
     """
 
-    def __init__(self, population: Population) -> None:
-        self._population = population
-        self.scored = 0
-        self.largest_error = 0.0
-        self.error_bound = 0.0
-
-    def score(self, tile: Tile, mask: Tensor) -> Pairs:
-        """Return the pairs of a tile where the mask is true.
-
-        Raises:
-            ArithmeticError: A product is further off than its bound.
-        """
-        left, right, products, bounds = tile.pick(mask)
-        pairs = Pairs(left, right, self._population.scores(left, right))
-        errors = np.abs(products - pairs.scores)
-        if (errors > bounds).any():
-            raise ArithmeticError("the matrix products of this machine break their error bound")
-        self.scored += len(pairs)
-        self.largest_error = max(self.largest_error, float(errors.max(initial=0)))
-        self.error_bound = max(self.error_bound, float(bounds.max(initial=0)))
-        return pairs
+    above: int
+    pairs: Pairs
+    scored: int
+    largest_error: float
 
 
 class Sample:
@@ -95,8 +80,8 @@ class Sample:
     def __init__(self, population: Population, units: Tensor) -> None:
         self._impostors = population.impostors
         groups = population.count // _GROUP
-        self.all_wanted = self._impostors <= _LEAST_SAMPLE or groups < 2
-        if self.all_wanted:
+        self._all_wanted = self._impostors <= _LEAST_SAMPLE or groups < 2
+        if self._all_wanted:
             return
         wanted = np.clip(self._impostors * _SAMPLED_SHARE, _LEAST_SAMPLE, _LARGEST_SAMPLE)
         shifts = min(int(np.ceil(wanted / (groups * _GROUP**2))), groups - 1)
@@ -111,8 +96,8 @@ class Sample:
                 self._by_group[shift, chunk] = _group_scores(
                     units, person, members[chunk], others[chunk]
                 )
-        self.descending = np.sort(self._by_group, axis=None)[::-1]
-        self.size = int(np.count_nonzero(self.descending > -np.inf))
+        scores = np.sort(self._by_group, axis=None)
+        self._ascending = scores[np.searchsorted(scores, -np.inf, side="right") :]
 
     def bracket(self, rank: int, sigmas: float) -> tuple[float, float]:
         """Return scores around the one with `rank` impostor pairs above it.
@@ -120,17 +105,25 @@ class Sample:
         The deviation is that of the counts per pair of groups, so that it holds for dependent
         scores. A limit is infinite where the sample ends.
         """
-        if self.all_wanted:
+        if self._all_wanted:
             return -np.inf, np.inf
-        place = (rank + 1) / self._impostors * self.size
-        centre = self.descending[min(int(place), self.size - 1)]
+        size = len(self._ascending)
+        place = (rank + 1) / self._impostors * size  # from the top
+        centre = self._ascending[-min(int(place) + 1, size)]
         counts = np.count_nonzero(self._by_group > centre, axis=2)
         margin = sigmas * (np.sqrt(counts.size) * counts.std() + 1)
-        low, high = int(place + margin) + 1, int(place - margin) - 1
+        low, high = int(place + margin) + 2, int(place - margin)
         return (
-            float(self.descending[low]) if low < self.size else -np.inf,
-            float(self.descending[high]) if high >= 0 else np.inf,
+            float(self._ascending[-low]) if low <= size else -np.inf,
+            float(self._ascending[-high]) if high > 0 else np.inf,
         )
+
+    def share(self, low: float, high: float) -> float:
+        """Return the share of impostor pairs with low < score <= high; 1 without a sample."""
+        if self._all_wanted:
+            return 1.0
+        inside = np.diff(np.searchsorted(self._ascending, [low, high], side="right"))
+        return float(inside[0] / len(self._ascending))
 
 
 class Band(ABC):
@@ -151,8 +144,12 @@ class Band(ABC):
         """Start anew with these limits."""
 
     @abstractmethod
-    def scan(self, tile: Tile, scorer: Scorer) -> None:
-        """Take what a tile holds."""
+    def scan(self, tile: Tile, population: Population) -> Catch:
+        """Return what a tile holds. Nothing changes: several tiles may be scanned at once."""
+
+    @abstractmethod
+    def take(self, catch: Catch) -> None:
+        """Add what a tile held."""
 
     @abstractmethod
     def holds(self) -> bool:
@@ -176,11 +173,15 @@ class TopBand(Band):
         self._dropped = False
         self._sorted = Pairs(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
         self._parts: list[Pairs] = []
+        self._pending = 0
 
-    def scan(self, tile: Tile, scorer: Scorer) -> None:
-        pairs = scorer.score(tile, tile.possibly_above(self.low))
-        self._parts.append(pairs[pairs.scores > self.low])
-        if sum(map(len, self._parts)) > self.rank + _PENDING:
+    def scan(self, tile: Tile, population: Population) -> Catch:
+        return _catch(self, tile, tile.possibly_above(self.low), population)
+
+    def take(self, catch: Catch) -> None:
+        self._parts.append(catch.pairs)
+        self._pending += len(catch.pairs)
+        if self._pending > self.rank + _PENDING:
             self._drop_lower()
 
     def holds(self) -> bool:
@@ -198,8 +199,9 @@ class TopBand(Band):
 
     def _sort(self) -> None:
         pairs = _join([self._sorted, *self._parts])
+        pairs = pairs[pairs.scores > self.low]  # it may have risen since they were caught
         self._sorted = pairs[np.argsort(-pairs.scores)]
-        self._parts = []
+        self._parts, self._pending = [], 0
 
     def _drop_lower(self) -> None:
         self._sort()
@@ -215,16 +217,20 @@ class MiddleBand(Band):
     def place(self, low: float, high: float) -> None:
         self.low, self.high = low, high
         self._above = 0
-        self._pending: list[Doubles] = []
+        self._parts: list[Doubles] = []
+        self._pending = 0
         self._values, self._counts = np.empty(0), np.empty(0, np.int64)
 
-    def scan(self, tile: Tile, scorer: Scorer) -> None:
+    def scan(self, tile: Tile, population: Population) -> Catch:
         above = tile.surely_above(self.high)
         inside = without(tile.possibly_above(self.low), above)
-        scores = scorer.score(tile, inside).scores
-        self._above += count(above) + int(np.count_nonzero(scores > self.high))
-        self._pending.append(scores[(scores > self.low) & (scores <= self.high)])
-        if sum(map(len, self._pending)) > _PENDING:
+        return _catch(self, tile, inside, population, count(above))
+
+    def take(self, catch: Catch) -> None:
+        self._above += catch.above
+        self._parts.append(catch.pairs.scores)
+        self._pending += len(catch.pairs)
+        if self._pending > _PENDING:
             self._merge()
 
     def holds(self) -> bool:
@@ -238,12 +244,32 @@ class MiddleBand(Band):
 
     def _merge(self) -> None:
         """Keep each distinct score once, with its count: few, if the scores are discrete."""
-        values, counts = np.unique(
-            np.concatenate([np.empty(0), *self._pending]), return_counts=True
-        )
+        values, counts = np.unique(np.concatenate([np.empty(0), *self._parts]), return_counts=True)
         self._values, place = np.unique(np.concatenate([self._values, values]), return_inverse=True)
         self._counts = np.bincount(place, np.concatenate([self._counts, counts])).astype(np.int64)
-        self._pending = []
+        self._parts, self._pending = [], 0
+
+
+def _catch(
+    band: Band, tile: Tile, mask: Tensor, population: Population, surely_above: int = 0
+) -> Catch:
+    """Score the pairs under a mask exactly and sort them into above, inside and below.
+
+    Raises:
+        ArithmeticError: A product is further from the exact score than its bound.
+    """
+    left, right, products, bounds = tile.pick(mask)
+    pairs = Pairs(left, right, population.scores(left, right))
+    errors = np.abs(products - pairs.scores)
+    if (errors > bounds).any():
+        raise ArithmeticError("matrix products on this machine break the error bound of their type")
+    above = pairs.scores > band.high
+    return Catch(
+        above=surely_above + int(np.count_nonzero(above)),
+        pairs=pairs[(pairs.scores > band.low) & ~above],
+        scored=len(pairs),
+        largest_error=float(errors.max(initial=0)),
+    )
 
 
 def _join(parts: list[Pairs]) -> Pairs:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -19,7 +18,6 @@ if TYPE_CHECKING:
 Rows: TypeAlias = npt.NDArray[np.int32]
 
 _PAIRS_PER_CHUNK = 256  # four buffers that stay in a core's cache at d = 512
-_PAIRS_PER_THREAD = 1024
 _PAIRS_ON_DEVICE = 1 << 18
 
 
@@ -48,7 +46,6 @@ class Population:
 
     def __init__(self, embeddings: Numbers, identities: Numbers) -> None:
         self._embeddings = _as_matrix(embeddings)
-        self._pool = ThreadPoolExecutor(torch.get_num_threads())
         self.count = len(self._embeddings)
         labels = as_labels(identities, "identities", self.count)
         self.people, self.person = np.unique(labels, return_inverse=True)
@@ -108,17 +105,11 @@ class Population:
 
     def _products(self, left: Integers, right: Integers) -> Doubles:
         """Return the float64 inner products of pairs of the caller's rows."""
-        if self.device.type != "cpu":
-            return _device_products(self._embeddings, left, right)
         products = np.empty(len(left))
-        rows = self._embeddings.numpy()
-        share = max(_PAIRS_PER_THREAD, -(-len(left) // torch.get_num_threads()))
-        futures = [
-            self._pool.submit(_fill_products, rows, left[span], right[span], products[span])
-            for span in _spans(len(left), share)
-        ]
-        for future in futures:
-            future.result()
+        if self.device.type == "cpu":
+            _fill_on_host(self._embeddings.numpy(), left, right, products)
+        else:
+            _fill_from_device(self._embeddings, left, right, products)
         return products
 
 
@@ -132,7 +123,7 @@ def _as_matrix(embeddings: Numbers) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(as_floats(embeddings, "embeddings", 2)))
 
 
-def _fill_products(rows: Floats, left: Integers, right: Integers, out: Doubles) -> None:
+def _fill_on_host(rows: Floats, left: Integers, right: Integers, out: Doubles) -> None:
     """Write the inner products of rows into `out`, chunk by chunk in the same small buffers."""
     size = min(len(left), _PAIRS_PER_CHUNK)
     picked = np.empty((2, size, rows.shape[1]), rows.dtype)
@@ -146,13 +137,11 @@ def _fill_products(rows: Floats, left: Integers, right: Integers, out: Doubles) 
         np.vecdot(exact[0, :count], exact[1, :count], out=out[span])
 
 
-def _device_products(rows: Tensor, left: Integers, right: Integers) -> Doubles:
-    """Return the inner products of rows, taken where the rows are."""
-    products = np.empty(len(left))
+def _fill_from_device(rows: Tensor, left: Integers, right: Integers, out: Doubles) -> None:
+    """Write the inner products of rows into `out`, computed where the rows are."""
     for span in _spans(len(left), _PAIRS_ON_DEVICE):
         pair = [rows[torch.from_numpy(p[span]).to(rows.device)].double() for p in (left, right)]
-        products[span] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
-    return products
+        out[span] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
 
 
 def _spans(count: int, size: int) -> Iterator[slice]:

@@ -32,7 +32,7 @@ _VECTORS_PER_CHUNK = 4096
 
 @dataclass(frozen=True)
 class Tile:
-    """Products of a block of places with another, to be read until the next tile is made.
+    """Products of a block of places with another.
 
     Attributes:
         values: (rows, columns) float32 or int32; pairs that do not count have the lowest value.
@@ -110,8 +110,21 @@ def without(mask: Tensor, part: Tensor) -> Tensor:
     return mask
 
 
+@dataclass(frozen=True)
+class Workspace:
+    """Memory for one tile at a time.
+
+    Attributes:
+        values: (pairs,) for the products.
+        masks: (2, pairs) for comparisons.
+    """
+
+    values: Tensor
+    masks: Tensor
+
+
 class Screen(ABC):
-    """Products of impostor pairs, one tile after another in the same buffer.
+    """Products of impostor pairs, tile by tile.
 
     Args:
         units: (N, d) float32 unit vectors by place.
@@ -128,25 +141,32 @@ class Screen(ABC):
         self._count = len(units)
         self._device = units.device
         self._rows, self._columns = rows, columns
-        self._values = torch.empty(rows * columns, dtype=self.dtype, device=self._device)
-        self._masks = torch.empty(2, rows * columns, dtype=torch.bool, device=self._device)
         self._hidden = _ByTile(genuine, rows, columns, self._count)
 
-    def tiles(self) -> Iterator[Tile]:
-        """Yield tiles that hold every impostor pair once, row before column."""
+    def workspace(self) -> Workspace:
+        """Return memory for a tile."""
+        size = min(self._rows, self._count) * min(self._columns, self._count)
+        return Workspace(
+            torch.empty(size, dtype=self.dtype, device=self._device),
+            torch.empty(2, size, dtype=torch.bool, device=self._device),
+        )
+
+    def blocks(self) -> Iterator[tuple[slice, slice]]:
+        """Yield rows and columns of tiles that hold every pair once, row before column."""
         for row in range(0, self._count, self._rows):
             for column in range(row, self._count, self._columns):
                 columns = slice(column, min(column + self._columns, self._count))
-                yield self._tile(slice(row, min(row + self._rows, columns.stop)), columns)
+                yield slice(row, min(row + self._rows, columns.stop)), columns
 
-    def _tile(self, rows: slice, columns: slice) -> Tile:
+    def tile(self, rows: slice, columns: slice, space: Workspace) -> Tile:
+        """Return the tile of a block; it lasts until its workspace is used again."""
         shape = rows.stop - rows.start, columns.stop - columns.start
         size = shape[0] * shape[1]
-        values = self._values[:size].view(shape)
+        values = space.values[:size].view(shape)
         self._multiply(rows, columns, values)
         if columns.start < rows.stop:
-            square = values[columns.start - rows.start :]
-            square.masked_fill_(torch.ones_like(square, dtype=torch.bool).tril_(), self.lowest)
+            row, column = torch.tril_indices(shape[1], shape[1], device=self._device)
+            values[columns.start - rows.start :][row, column] = self.lowest
         row, column = self._hidden.pairs(rows, columns)
         hidden = torch.from_numpy((row - rows.start) * shape[1] + column - columns.start)
         values.view(-1)[hidden.to(self._device)] = self.lowest
@@ -157,7 +177,7 @@ class Screen(ABC):
             self._unit(rows),
             self._unit(columns),
             self._error(rows, columns),
-            self._masks[:, :size].view(2, *shape),
+            space.masks[:, :size].view(2, *shape),
         )
 
     @abstractmethod
@@ -279,7 +299,9 @@ class _ByTile:
         found = slice(*np.searchsorted(self._keys, (key, key + 1)))
         return self._left[found].astype(np.int64), self._right[found].astype(np.int64)
 
-    def _key(self, left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.signedinteger]) -> Integers:
+    def _key(
+        self, left: npt.NDArray[np.signedinteger], right: npt.NDArray[np.signedinteger]
+    ) -> Integers:
         panel = left.astype(np.int64) // self._rows
         return panel * self._tiles_per_row + (right - panel * self._rows) // self._columns
 

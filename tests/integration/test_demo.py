@@ -1,0 +1,143 @@
+"""The main job as a newcomer runs it: `veilbench run demo`, on real faces, then once more."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.results import Row, read
+
+Find = Callable[..., Row]
+
+
+def run_demo(folder: Path) -> None:
+    command = [sys.executable, "-m", "bench.cli", "run", "demo", "--quiet", "--device", "cpu"]
+    subprocess.run(
+        [*command, "--out", str(folder / "out"), "--store", str(folder / "store")], check=True
+    )
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("demo")
+    run_demo(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def find(demo: Path) -> Find:
+    rows = read(demo / "out")
+
+    def pick(**wanted: object) -> Row:
+        found = [r for r in rows if all(getattr(r, name) == v for name, v in wanted.items())]
+        assert len(found) == 1, (wanted, len(found))
+        return found[0]
+
+    return pick
+
+
+def test_no_cell_fails_and_every_privacy_number_has_an_interval(demo: Path) -> None:
+    rows = read(demo / "out")
+    assert {row.status for row in rows} == {"ok"}
+    for row in rows:
+        if row.attack and row.value is not None:
+            assert row.n > 0
+            assert row.ci_low is not None
+            assert row.ci_high is not None
+            assert row.ci_low <= row.value <= row.ci_high
+
+
+def ssim(find: Find, defense: str, threat: str) -> float:
+    row = find(leak="features", defense=defense, attack="unet", threat=threat, metric="ssim")
+    assert row.value is not None
+    return row.value
+
+
+def test_undefended_maps_give_the_face_away(find: Find) -> None:
+    floor = find(attack="mean-face", metric="ssim").value
+    assert ssim(find, "none", "transfer") > floor + 0.35
+    assert find(defense="none", attack="unet", judge="dlib", metric="rank-1").value >= 0.95
+
+
+def test_advface_stops_only_who_does_not_know_it(find: Find) -> None:
+    assert ssim(find, "advface", "transfer") <= 0.65
+    assert ssim(find, "advface", "adaptive") >= 0.88
+
+
+def test_random_signs_of_the_same_size_protect_almost_nothing(find: Find) -> None:
+    assert ssim(find, "sign-noise", "transfer") > ssim(find, "none", "transfer") - 0.1
+
+
+def test_the_recognizers_own_tail_breaks_advface_unseen_by_ssim(find: Find) -> None:
+    def gradient(metric: str, judge: str | None) -> float:
+        row = find(
+            defense="advface", attack="gradient", threat="transfer", metric=metric, judge=judge
+        )
+        assert row.value is not None
+        return row.value
+
+    floor = find(attack="mean-face", metric="ssim").value
+    chance = find(attack="other-person", metric="rank-1", judge="dlib").value
+    assert gradient("rank-1", "sface") >= 0.75
+    assert gradient("rank-1", "dlib") >= chance + 0.2
+    assert gradient("ssim", None) <= floor + 0.05
+
+
+def test_a_black_looking_transmission_is_one_matrix_product_away(find: Find) -> None:
+    assert find(defense="dct-drop-dc", attack="dct-inverse", metric="ssim").value >= 0.99
+
+
+def test_a_key_that_is_unknown_keeps_a_biohash_at_the_floor(find: Find) -> None:
+    row = find(
+        defense="biohash", attack="worst-case", threat="adaptive", metric="sar-1", judge="sface"
+    )
+    assert row.value <= 0.1
+
+
+def test_an_adaptive_attacker_is_never_weaker(find: Find) -> None:
+    for defense in ("advface", "sign-noise"):
+        adaptive, transfer = (
+            find(defense=defense, attack="worst-case", threat=t, metric="rank-1", judge="sface")
+            for t in ("adaptive", "transfer")
+        )
+        assert adaptive.value >= transfer.value
+
+
+def test_advface_stores_five_and_a_third_images(find: Find) -> None:
+    assert find(defense="advface", metric="storage-factor").value == pytest.approx(16 / 3)
+
+
+def test_ceiling_and_floor(find: Find) -> None:
+    assert find(attack="original", metric="ssim").value == 1
+    assert find(attack="original", metric="rank-1", judge="sface").value >= 0.95
+    assert find(attack="mean-face", metric="sar-1", judge="dlib").value <= 0.05
+    photo = find(attack="same-person-other-photo", metric="rank-1", judge="sface").value
+    assert photo >= 0.9
+
+
+def test_a_rerun_computes_nothing_and_says_the_same(demo: Path) -> None:
+    def state() -> dict[str, int]:
+        files = (demo / "store").rglob("*.safetensors")
+        return {path.name: path.stat().st_mtime_ns for path in files}
+
+    before, rows = state(), read(demo / "out")
+    run_demo(demo)
+    assert state() == before
+    assert read(demo / "out") == rows
+
+
+def test_the_folder_holds_what_the_design_names(demo: Path) -> None:
+    out = demo / "out"
+    about = json.loads((out / "run.json").read_text())
+    assert about["suite"]["name"] == "demo"
+    assert (out / "results.csv").is_file()
+    page = (out / "report" / "index.html").read_text(encoding="utf-8")
+    assert "advface" in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    cells = [path for path in (out / "cells").iterdir()]
+    assert all((cell / "cell.json").is_file() and (cell / "values.csv").is_file() for cell in cells)
