@@ -16,6 +16,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+from array import array
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
@@ -39,6 +40,8 @@ _MAGIC = struct.pack("<I", _MAGIC_NUMBER)
 _LENGTH_BITS = 29
 _WHOLE, _FIRST, _MIDDLE, _LAST = range(4)
 _HEADER = struct.Struct("<IfQQ")
+
+_INDEX_LINE = re.compile(rb"([0-9]{1,18})\t([0-9]{1,18})\r?\n?")
 
 _ROUNDING = (0, 1, -1, 2, -2)
 """float32 holds every integer up to 2**24; the largest public sets have 4e7 images."""
@@ -120,6 +123,9 @@ class IndexedRecords:
         path: The `.rec` file.
         index: The `.idx` file; by default the one beside `path`.
 
+    Attributes:
+        keys: Int64 array of shape (records,): the keys in ascending order.
+
     Raises:
         DataError: A file cannot be read, or a line of the index does not point into the records.
     """
@@ -128,11 +134,7 @@ class IndexedRecords:
         self._path = path
         with reading(path) as stream:
             size = _size(stream)
-        keys, offsets = _index(index or path.with_suffix(".idx"), size)
-        order = np.argsort(keys, kind="stable")
-        self.keys: NDArray[np.int64] = keys[order]
-        """The keys in ascending order, shape (records,)."""
-        self._offsets = offsets[order]
+        self.keys, self._offsets = _index(index or path.with_suffix(".idx"), size)
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -222,7 +224,7 @@ class IndexedRecords:
 def writing_records(
     path: Path, index: Path | None = None
 ) -> Iterator[Callable[[int, bytes], None]]:
-    """Write a `.rec` and its `.idx`; both appear complete or not at all.
+    """Write a `.rec` and its `.idx`; each appears complete or not at all.
 
     Args:
         path: The `.rec` file to write or to replace.
@@ -315,28 +317,33 @@ def _part(stream: BinaryIO, size: int, path: Path, expected: tuple[int, int]) ->
 
 
 def _index(path: Path, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return keys and offsets of an index, both of shape (records,)."""
+    """Return keys in ascending order and their offsets, both of shape (records,)."""
+    keys, offsets = array("q"), array("q")
     with reading(path) as stream:
-        lines = sum(1 for _ in stream)
-        stream.seek(0)
-        table = np.fromiter(_entries(stream, path, size), np.dtype("i8,i8"), lines)
-    if lines == 0:
+        for number, line in enumerate(stream, start=1):
+            match = _INDEX_LINE.fullmatch(line)
+            if match is None or int(match[2]) % 4 or int(match[2]) >= size:
+                raise DataError(
+                    f"{path}, line {number}: not 'key<TAB>offset' with an offset, a multiple of 4, "
+                    f"into the {size:,} bytes of the records: rebuild the index."
+                )
+            keys.append(int(match[1]))
+            offsets.append(int(match[2]))
+    if not keys:
         raise DataError(f"{path} is empty: get a complete copy of it, or rebuild the index.")
-    keys, offsets = table["f0"], table["f1"]
-    if len(np.unique(keys)) != lines:
+    return _sorted(np.frombuffer(keys, np.int64), np.frombuffer(offsets, np.int64), path)
+
+
+def _sorted(
+    keys: NDArray[np.int64], offsets: NDArray[np.int64], path: Path
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    if (keys[1:] > keys[:-1]).all():  # as they are written
+        return keys, offsets
+    order = np.argsort(keys)
+    keys, offsets = keys[order], offsets[order]
+    if (keys[1:] == keys[:-1]).any():
         raise DataError(f"{path} has the same key twice: rebuild the index.")
     return keys, offsets
-
-
-def _entries(stream: BinaryIO, path: Path, size: int) -> Iterator[tuple[int, int]]:
-    for number, line in enumerate(stream, start=1):
-        match = re.fullmatch(rb"([0-9]{1,18})\t([0-9]{1,18})\r?\n?", line)
-        if match is None or int(match[2]) % 4 or int(match[2]) >= size:
-            raise DataError(
-                f"{path}, line {number}: not 'key<TAB>offset' with an offset, a multiple of 4, "
-                f"into the {size:,} bytes of the records: rebuild the index."
-            )
-        yield int(match[1]), int(match[2])
 
 
 def _whole(label: np.float32, where: str) -> int:
