@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from attacks.unet import UNet
 from bench.leaks import Leak
-from bench.networks import channel_statistics, half_precision, train
+from bench.networks import Standardize, channel_statistics, half_precision, train
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Pairs, Threat
 
@@ -22,8 +22,7 @@ class Purifier(nn.Module):
 
     def __init__(self, channels: int, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
-        self.register_buffer("mean", mean.reshape(-1, 1, 1).clone())
-        self.register_buffer("deviation", deviation.reshape(-1, 1, 1).clamp_min(1e-6).clone())
+        self.standardize = Standardize(mean, deviation)
         self.change = nn.Sequential(
             nn.Conv2d(channels, channels, 3, padding=1),
             nn.LeakyReLU(0.1),
@@ -34,9 +33,8 @@ class Purifier(nn.Module):
 
     def forward(self, records: Tensor) -> Tensor:
         """Map protected maps (N, C, H, W) to clean ones."""
-        x = (records - self.mean) / self.deviation
-        x = x.contiguous(memory_format=torch.channels_last)
-        return (x + self.change(x)).float() * self.deviation + self.mean
+        x = self.standardize(records).contiguous(memory_format=torch.channels_last)
+        return self.standardize.undo((x + self.change(x)).float())
 
 
 @ATTACKS.register("denoise")

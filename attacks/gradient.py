@@ -20,7 +20,7 @@ from bench.threats import Attacker, Threat
 @ATTACKS.register("gradient")
 @dataclass
 class Gradient(Attack):
-    """Gradient descent through the recogniser, in a subspace of faces, towards the leaked embedding.
+    """Gradient descent through the recogniser, among faces, towards the leaked embedding.
 
     A template is its own target. A feature map is first sent through the recogniser's own tail:
     noise on the map that leaves recognition working leaves this target usable, whatever a decoder

@@ -68,9 +68,7 @@ def installed_file(distribution: str, file: str) -> Path:
     for entry in files:
         if entry.as_posix() == file:
             return Path(str(entry.locate()))
-    raise MissingAssetError(
-        f"The installed package {distribution} has no file {file}: re{mend}."
-    )
+    raise MissingAssetError(f"The installed package {distribution} has no file {file}: re{mend}.")
 
 
 @cache

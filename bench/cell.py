@@ -1,4 +1,4 @@
-"""One cell: an attack learns what its threat lets it see, reconstructs the probes, and is scored."""
+"""One cell: an attack learns what its threat grants, reconstructs the probes, and is scored."""
 
 from __future__ import annotations
 
@@ -151,8 +151,7 @@ class Cells:
     def reference(self, name: str) -> tuple[Artifact, Values]:
         """Return the images and raw values of a floor or ceiling."""
         world = self._world
-        kind = REFERENCES.get(name)
-        assert issubclass(kind, Reference)
+        kind: type[Reference] = REFERENCES.get(name)
         mates = world.split.other_photos
         fields = {
             "reference": name,
@@ -172,9 +171,7 @@ class Cells:
         return made, self._scored(made.key, made.tensors["images"], shown)
 
 
-def _own_records(
-    store: Store, defense: Defense, images: Tensor, fields: dict[str, Any]
-) -> Tensor:
+def _own_records(store: Store, defense: Defense, images: Tensor, fields: dict[str, Any]) -> Tensor:
     return stored_records(store, defense, images, fields).tensors["records"]
 
 
@@ -183,9 +180,7 @@ def _protect(defense: Defense, seed: int, images: Tensor) -> Tensor:
     return protect(defense, images, derived_seed([seed, "query"]))[0]["records"]
 
 
-def _match(
-    defense: Defense, stored: Tensor, seed: int, handles: Tensor, images: Tensor
-) -> Tensor:
+def _match(defense: Defense, stored: Tensor, seed: int, handles: Tensor, images: Tensor) -> Tensor:
     """Return the match score of each image against the stored record of its handle."""
     generator = torch.Generator().manual_seed(derived_seed([seed, "score"]))
     clean = defense.recognizer.leaking(defense.leak, images)

@@ -19,8 +19,12 @@ def describe() -> str:
     """Return the report as lines of text."""
     lines = [f"python      {platform.python_version()} on {platform.platform()}"]
     lines += [f"{'package':<12}{name} {_version(name)}" for name in _PACKAGES]
-    lines.append(f"cpu         {torch.get_num_threads()} threads, {best_cpu_precision()} arithmetic")
-    lines += [f"cuda        {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+    lines.append(
+        f"cpu         {torch.get_num_threads()} threads, {best_cpu_precision()} arithmetic"
+    )
+    lines += [
+        f"cuda        {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())
+    ]
     lines.append(f"store       {default_root()}")
     lines += [f"{'weights':<12}{name}: {_state(name)}" for name in assets.manifest()]
     return "\n".join(lines)

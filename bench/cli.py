@@ -70,8 +70,10 @@ def _root(
 
 
 @app.command()
-def run(  # noqa: PLR0913 - one parameter per option of the command
-    suite: Annotated[str, typer.Argument(help="Name of a suite, or path of a .toml file.")] = "demo",
+def run(
+    suite: Annotated[
+        str, typer.Argument(help="Name of a suite, or path of a .toml file.")
+    ] = "demo",
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path(
         "veilbench-runs"
     ),
@@ -82,7 +84,9 @@ def run(  # noqa: PLR0913 - one parameter per option of the command
     defense: Annotated[
         list[str] | None, typer.Option(help="Only these defenses, beside none; repeatable.")
     ] = None,
-    attack: Annotated[list[str] | None, typer.Option(help="Only these attacks; repeatable.")] = None,
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Only these attacks; repeatable.")
+    ] = None,
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the suite's.")] = None,
     data_root: Annotated[
         Path | None, typer.Option(help="Folder of a dataset that is not shipped, such as lfw.")
@@ -116,7 +120,9 @@ def run(  # noqa: PLR0913 - one parameter per option of the command
 
 @app.command("list")
 def list_names(
-    what: Annotated[Listing | None, typer.Argument(help="What to list; everything if left out.")] = None,
+    what: Annotated[
+        Listing | None, typer.Argument(help="What to list; everything if left out.")
+    ] = None,
     plugin: Plugins = None,
 ) -> None:
     """List attacks, defenses, datasets, recognizers, threats, suites or metrics."""
@@ -161,3 +167,7 @@ def _load(plugins: list[Path] | None) -> None:
 
     for path in plugins or []:
         load_plugin(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -18,6 +18,31 @@ from bench.threats import Pairs
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
+class Standardize(nn.Module):
+    """Subtracts the mean of every channel and divides by its deviation.
+
+    Args:
+        mean: (C,) means.
+        deviation: (C,) deviations; 0 counts as 1e-6.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("mean", mean.reshape(-1, 1, 1).clone())
+        self.register_buffer("deviation", deviation.reshape(-1, 1, 1).clamp_min(1e-6).clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, H, W) to the same shape."""
+        return (x - self.mean) / self.deviation
+
+    def undo(self, x: Tensor) -> Tensor:
+        """Map standardised values back."""
+        return x * self.deviation + self.mean
+
+
 class MapDecoder(nn.Module):
     """A small U-Net from an image-like record (C, H, W) to an image.
 
@@ -34,8 +59,7 @@ class MapDecoder(nn.Module):
     def __init__(self, shape: Sequence[int], width: int, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
         channels, height, width_in = shape
-        self.register_buffer("mean", mean.reshape(-1, 1, 1).clone())
-        self.register_buffer("deviation", deviation.reshape(-1, 1, 1).clamp_min(1e-6).clone())
+        self.standardize = Standardize(mean, deviation)
         self._fold = 2 if height == width_in == 112 else 1
         self.stem = _conv(channels * self._fold**2, width)
         self.same = nn.Sequential(_conv(width, width), _conv(width, width))
@@ -47,7 +71,7 @@ class MapDecoder(nn.Module):
 
     def forward(self, records: Tensor) -> Tensor:
         """Map records (N, C, H, W) to images (N, 3, 112, 112) in [0, 1]."""
-        x = (records - self.mean) / self.deviation
+        x = self.standardize(records)
         if self._fold == 2:
             x = functional.pixel_unshuffle(x, 2)
         elif x.shape[-2:] != (56, 56):
@@ -90,9 +114,7 @@ class TemplateDecoder(nn.Module):
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.LeakyReLU(0.1)
-    )
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1), nn.LeakyReLU(0.1))
 
 
 def _transposed(inputs: int, outputs: int) -> nn.Sequential:
@@ -110,7 +132,7 @@ def channel_statistics(records: Tensor) -> tuple[Tensor, Tensor]:
     return mean, deviation
 
 
-def train(  # noqa: PLR0913 - one argument per choice of a training run
+def train(
     network: nn.Module,
     pools: Sequence[Pairs],
     *,
@@ -136,7 +158,7 @@ def train(  # noqa: PLR0913 - one argument per choice of a training run
     Returns:
         The network, in evaluation mode and without gradients.
     """
-    network.to(device, memory_format=torch.channels_last).train()
+    network.to(device).train()
     optimizer = torch.optim.Adam(network.parameters(), lr=rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
     for _ in range(steps):

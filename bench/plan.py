@@ -111,9 +111,7 @@ class Spec:
         Raises:
             UserError: A parameter is wrong.
         """
-        return self._registry.get(self.name).create(  # type: ignore[attr-defined]
-            f"{self.kind} {self.name!r}", dict(self.given)
-        )
+        return self._registry.get(self.name).create(f"{self.kind} {self.name!r}", dict(self.given))
 
     @cached_property
     def parameters(self) -> dict[str, Any]:
@@ -157,9 +155,7 @@ def load_suite(name: str) -> Suite:
     try:
         fields = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise SuiteError(
-            f"The suite {path} cannot be read ({error}): mend its TOML."
-        ) from error
+        raise SuiteError(f"The suite {path} cannot be read ({error}): mend its TOML.") from error
     return parse_suite(fields, str(path))
 
 
@@ -208,9 +204,7 @@ def cells(suite: Suite) -> list[Cell]:
 
 def cell_fields_key(cell: Cell) -> str:
     """Return a key of what a cell is, whatever the data: equal cells are run once."""
-    return digest(
-        [cell.leak, cell.defense.fields, cell.attack.fields, cell.threat, cell.seed]
-    )
+    return digest([cell.leak, cell.defense.fields, cell.attack.fields, cell.threat, cell.seed])
 
 
 def _group_cells(group: Group, seed: int) -> list[Cell]:
@@ -261,7 +255,7 @@ def narrowed(
     for group in suite.group:
         kept_defenses = _kept_defenses(group, defenses) if defenses else group.defenses
         kept_attacks = _kept_attacks(group, attacks) if attacks else group.attacks
-        if kept_attacks and any(item.name != "none" for item in kept_defenses) or not defenses:
+        if (kept_attacks and any(item.name != "none" for item in kept_defenses)) or not defenses:
             groups.append(
                 group.model_copy(update={"defenses": kept_defenses, "attacks": kept_attacks})
             )
@@ -278,7 +272,7 @@ def narrowed(
 def _kept_defenses(group: Group, names: Sequence[str]) -> tuple[Named, ...]:
     kept = [item for item in group.defenses if item.name in {*names, "none"}]
     for name in names:
-        works = group.leak in DEFENSES.get(name).leaks  # type: ignore[attr-defined]
+        works = group.leak in DEFENSES.get(name).leaks
         if works and name not in {item.name for item in kept}:
             kept.append(Named(name=name))
     return tuple(kept)
@@ -288,7 +282,7 @@ def _kept_attacks(group: Group, names: Sequence[str]) -> tuple[NamedAttack, ...]
     kept = [item for item in group.attacks if item.name in names]
     for name in names:
         plugin = ATTACKS.get(name)
-        works = group.leak in plugin.leaks  # type: ignore[attr-defined]
+        works = group.leak in plugin.leaks
         if works and name not in {item.name for item in kept}:
-            kept.append(NamedAttack(name=name, threats=tuple(sorted(plugin.threats))))  # type: ignore[attr-defined]
+            kept.append(NamedAttack(name=name, threats=tuple(sorted(plugin.threats))))
     return tuple(kept)

@@ -48,7 +48,7 @@ class Plugin:
     @property
     def parameters(self) -> dict[str, Any]:
         """All parameters by name, defaults included."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
+        return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
 def source_fingerprint(plugin: type) -> str:

@@ -3,7 +3,7 @@
 A plug-in is one file: a class under `@ATTACKS.register("name")` (or `DEFENSES`, `DATASETS`,
 `RECOGNIZERS`). The files of the built-in packages are read as syntax trees, so listing imports no
 torch; a class is imported when its name is first asked for. Other packages register through the
-entry-point groups `veilbench.attacks` and `veilbench.defenses`, and `--plugin FILE.py` loads a file.
+entry-point groups `veilbench.attacks` and `veilbench.defenses`; `--plugin FILE.py` loads a file.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ class Registry:
             raise RegistryError(self._unknown(name, list(table)))
         return table[name]
 
-    def get(self, name: str) -> type:
+    def get(self, name: str) -> Any:
         """Return the class of a name, importing it if need be.
 
         Raises:
@@ -151,7 +151,9 @@ class Registry:
 
     def _unknown(self, name: str, known: list[str]) -> str:
         near = difflib.get_close_matches(name, known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(known))}."
+        hint = (
+            f"did you mean {near[0]!r}?" if near else f"choose one of {', '.join(sorted(known))}."
+        )
         return f"There is no {self.kind} named {name!r}: {hint}"
 
 

@@ -83,8 +83,10 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     """Return rows as a table with one column per field, numbers as numbers."""
     import pandas as pd
 
-    frame = pd.DataFrame([row.model_dump(mode="json") for row in rows], columns=list(Row.model_fields))
-    numbers = {name: "float64" for name in ("value", "ci_low", "ci_high")}
+    frame = pd.DataFrame(
+        [row.model_dump(mode="json") for row in rows], columns=list(Row.model_fields)
+    )
+    numbers = dict.fromkeys(("value", "ci_low", "ci_high"), "float64")
     return frame.astype({**numbers, "n": "int64", "seed": "int64"})
 
 
@@ -113,7 +115,9 @@ def read(folder: Path) -> list[Row]:
         return [Row.model_validate({str(k): _plain(v) for k, v in row.items()}) for row in records]
     except (ValueError, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"{path} is not a veilbench result ({reason}): run the suite again.") from error
+        raise UserError(
+            f"{path} is not a veilbench result ({reason}): run the suite again."
+        ) from error
 
 
 def _plain(value: object) -> object:

@@ -154,7 +154,7 @@ def _utility_rows(writer: _Writer, leak: Leak, defense: Spec, outcome: Outcome) 
         return writer.utility(leak, defense, utility(writer.world, defense, leak))
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - a plug-in's failure is a row
+    except Exception as error:
         outcome.failed += 1
         return [writer.error(leak, defense, None, "accuracy.stored-vs-stored", error)]
 
@@ -166,7 +166,7 @@ def _cell_rows(
         made, values = runner.values(cell)
     except UserError:
         raise
-    except Exception as error:  # noqa: BLE001 - a plug-in's failure is a row
+    except Exception as error:
         outcome.failed += 1
         return [writer.error(cell.leak, cell.defense, cell, "rank-1", error)]
     finished[cell] = values
@@ -184,7 +184,9 @@ class _Writer:
         """Write a floor or ceiling."""
         about = {"kind": "reference", "attack": name, "seed": self.world.seed}
         self._folder(made.key, about, values, made)
-        return [self._row(score, attack=name, cell=made.key) for score in runner.scorer.scores(values)]
+        return [
+            self._row(score, attack=name, cell=made.key) for score in runner.scorer.scores(values)
+        ]
 
     def utility(self, leak: Leak, defense: Spec, scores: list[Score]) -> list[Row]:
         """Return the rows of a defense's utility and cost."""
@@ -313,9 +315,7 @@ def _write_run(suite: Suite, out: Path, device: str, world: World, seconds: floa
         "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
         "precision": world.recognizer.precision,
-        "thresholds": {
-            name: vars(world.operating_point(name)) for name in world.judges
-        },
+        "thresholds": {name: vars(world.operating_point(name)) for name in world.judges},
         "credits": world.credits(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),

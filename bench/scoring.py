@@ -100,9 +100,7 @@ class Scorer:
         pair = (images, self._originals)
         values: Values = {
             "ssim": _floats(ssim(*pair, data_range=255)),
-            "ssim-luma": _floats(
-                ssim(*pair, definition="wang11-valid-luma", data_range=255)
-            ),
+            "ssim-luma": _floats(ssim(*pair, definition="wang11-valid-luma", data_range=255)),
             "psnr": _floats(psnr(*pair, data_range=255)),
             "mse": _floats(mse(*pair)),
             "st-lpips": _floats(lpips(images.float() / 255, self._originals.float() / 255)),
@@ -141,9 +139,7 @@ class Scorer:
                 rates[row] = accepted[row, np.searchsorted(columns, others)].mean()
         return rates
 
-    def _rank_hits(
-        self, scores: NDArray[np.float64], shown: Indices | None
-    ) -> NDArray[np.float64]:
+    def _rank_hits(self, scores: NDArray[np.float64], shown: Indices | None) -> NDArray[np.float64]:
         """Return whether a probe's own person scores above everybody else in the gallery."""
         gallery = self._world.split.gallery
         own = self.identities[:, None] == self._world.identities(gallery)[None, :]

@@ -56,9 +56,7 @@ class Right(Enum):
 RIGHTS: dict[Threat, frozenset[Right]] = {
     Threat.TRANSFER: frozenset({Right.RECOGNIZER}),
     Threat.ADAPTIVE: frozenset({Right.RECOGNIZER, Right.FRESH_INSTANCES}),
-    Threat.INSIDER: frozenset(
-        {Right.RECOGNIZER, Right.FRESH_INSTANCES, Right.DEPLOYED_INSTANCE}
-    ),
+    Threat.INSIDER: frozenset({Right.RECOGNIZER, Right.FRESH_INSTANCES, Right.DEPLOYED_INSTANCE}),
     Threat.QUERY: frozenset({Right.QUERIES}),
     Threat.SCORE: frozenset({Right.SCORES}),
 }
@@ -146,7 +144,7 @@ class Attacker:
         ThreatViolation: More is handed over than the threat grants, or less.
     """
 
-    def __init__(  # noqa: PLR0913 - one argument per thing that can be granted
+    def __init__(
         self,
         threat: Threat,
         leak: Leak,

@@ -219,16 +219,13 @@ class World:
             team = self.defender if owner == "defender" else self.attacker
             seed = derived_seed(fields)
             self.progress(f"fitting {spec.name} of the {owner}")
-            world = Defender(
-                leak, team.images, team.identities, self.recognizer, seed, self.device
-            )
+            world = Defender(leak, team.images, team.identities, self.recognizer, seed, self.device)
             with seeded(seed):
                 self._fitted[key] = blank.setup(world)
         return self._fitted[key]
 
-    def instance_fields(
-        self, spec: Spec, leak: Leak, owner: str, number: int
-    ) -> dict[str, Any]:
+    def instance_fields(self, spec: Spec, leak: Leak, owner: str, number: int) -> dict[str, Any]:
+        """Return everything that can change the secrets of an instance."""
         team = self.defender if owner == "defender" else self.attacker
         return {
             "defense": spec.fields,

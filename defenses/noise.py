@@ -73,7 +73,7 @@ class LaplaceNoise(Noise):
 @DEFENSES.register("sign-noise")
 @dataclass
 class SignNoise(Noise):
-    """Random signs of size eps times the channel's deviation: AdvFace's ball, without its direction.
+    """Random signs of size eps times the channel's deviation: AdvFace's ball, not its direction.
 
     Leaks: features, template. Secret: the draw. Known weakness: a decoder trained on clean maps
     hardly notices it (SSIM .950 against .966 at eps .6 on LFW).

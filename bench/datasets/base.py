@@ -105,7 +105,9 @@ class Split:
     @property
     def evaluation(self) -> Indices:
         """All victims' photos, sorted."""
-        return np.unique(np.concatenate([self.probes, *self.mates, self.pairs.left, self.pairs.right]))
+        return np.unique(
+            np.concatenate([self.probes, *self.mates, self.pairs.left, self.pairs.right])
+        )
 
 
 class Dataset(ABC):
@@ -155,7 +157,8 @@ class _Casting:
         self._free = list(self._random.permutation(sorted(self._photos)))
 
     def split(self) -> Split:
-        pairs = self._all_pairs() if self._official is None else self._some_official_pairs()
+        official = self._official
+        pairs = self._all_pairs() if official is None else self._some_official_pairs(official)
         victims = self._people_of(np.concatenate([pairs.left, pairs.right]))
         enrolled, probes = self._probes(victims)
         attacker = self._images(self._sizes.attacker_images, "attacker_images")
@@ -193,16 +196,14 @@ class _Casting:
             folds[self._random.choice(inside, max(surplus, 0), replace=False)] = -1
         return PairList(photos[left], photos[right], same, folds)
 
-    def _some_official_pairs(self) -> PairList:
+    def _some_official_pairs(self, pairs: PairList) -> PairList:
         """Return the same number of matched and mismatched pairs of every official fold."""
-        assert self._official is not None
         if self._sizes.victims is not None or self._sizes.pairs_per_fold is None:
             raise UserError(
                 f"The victims of {self._name} are the people in its official pairs: set "
                 "split.pairs_per_fold in the suite, not split.victims."
             )
         half = self._sizes.pairs_per_fold // 2
-        pairs = self._official
         chosen = []
         for fold in np.unique(pairs.folds):
             for same in (True, False):

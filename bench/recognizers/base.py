@@ -13,7 +13,7 @@ from torch.nn import functional
 from bench.leaks import Leak
 
 CROP = (3, 112, 112)
-"""Shape of an input image: RGB in [0, 1], aligned to the ArcFace template (`bench.datasets.align`)."""
+"""Shape of an input image: RGB in [0, 1], aligned as in `bench.datasets.align`."""
 
 BATCH = 32
 

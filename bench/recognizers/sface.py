@@ -1,8 +1,8 @@
 """SFace (Zhong et al., TIP 2021) from the OpenCV model zoo, as a differentiable torch module.
 
-The network is a MobileFaceNet-like chain of 27 convolutions, each with batch norm and PReLU, and one
-dense layer to 128 numbers. The file stores block-dequantised int8 weights; they are expanded, batch
-norm is folded, and the result equals the ONNX graph.
+The network is a MobileFaceNet-like chain of 27 convolutions, each with batch norm and PReLU, and
+one dense layer to 128 numbers. The file stores block-dequantised int8 weights; they are expanded,
+batch norm is folded, and the result equals the ONNX graph.
 """
 
 from __future__ import annotations
@@ -60,9 +60,8 @@ class SFace(Recognizer):
         self.head_blocks = nn.Sequential(*blocks[:cut])
         self.tail_blocks = nn.Sequential(*blocks[cut:])
         self.requires_grad_(False).eval()
-        self.to(memory_format=torch.channels_last)
-        with torch.no_grad():
-            self.feature_shape = tuple(self.head(torch.zeros(1, *CROP)).shape[1:])
+        channels, height, width = self.head(torch.zeros(1, *CROP)).shape[1:]
+        self.feature_shape = (channels, height, width)
 
     def head(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut."""
@@ -90,7 +89,7 @@ def _build(graph: onnx.GraphProto) -> tuple[list[nn.Sequential], nn.Linear]:
     values = {item.name: numpy_helper.to_array(item) for item in graph.initializer}
     blocks: list[nn.Sequential] = []
     dense = nn.Linear(1, 1)
-    before_dense: Affine | None = None
+    before_dense = (torch.ones(1), torch.zeros(1))
     for node in graph.node:
         attributes = {item.name: onnx.helper.get_attribute_value(item) for item in node.attribute}
         known = [values[name] for name in node.input if name in values]
@@ -104,8 +103,7 @@ def _build(graph: onnx.GraphProto) -> tuple[list[nn.Sequential], nn.Linear]:
             case "PRelu":
                 blocks[-1].append(_FrozenPReLU(known[0]))
             case "Gemm":
-                assert before_dense is not None, "the dense layer follows a batch norm"
-                dense = _dense(*known, before_dense)
+                dense = _dense(known[0], known[1], before_dense)
             case "BatchNormalization":
                 affine = _affine(known, attributes["epsilon"])
                 if dense.out_features > 1:
@@ -117,7 +115,7 @@ def _build(graph: onnx.GraphProto) -> tuple[list[nn.Sequential], nn.Linear]:
     return blocks, dense
 
 
-def _dequantize(known: list[Array], attributes: dict[str, int]) -> Array:
+def _dequantize(known: list[Array], attributes: dict[str, Any]) -> Array:
     """Return (quantized - zero point) * scale, where one scale serves a block along an axis."""
     quantized, scales, zero_points = known
     axis, size = attributes["axis"], attributes["block_size"]
@@ -137,28 +135,31 @@ def _affine(known: list[Array], epsilon: float) -> Affine:
 
 
 def _fold(layer: nn.Module, affine: Affine) -> None:
-    """Let a layer compute scale * layer(x) + shift."""
-    assert isinstance(layer, nn.Conv2d | nn.Linear)
+    """Let a convolution or dense layer compute scale * layer(x) + shift."""
     scale, shift = affine
-    weight, bias = layer.weight.data, layer.bias.data
-    layer.weight.data = weight * scale.reshape(-1, *[1] * (weight.ndim - 1))
-    layer.bias.data = bias * scale + shift
+    weight, bias = layer.get_parameter("weight"), layer.get_parameter("bias")
+    weight.data *= scale.reshape(-1, *[1] * (weight.ndim - 1))
+    bias.data = bias.data * scale + shift
 
 
-def _convolution(weight: Array, attributes: dict[str, list[int]]) -> nn.Conv2d:
-    outputs, _, kernel, _ = weight.shape
-    groups = int(attributes["group"])
+def _convolution(weight: Array, attributes: dict[str, Any]) -> nn.Conv2d:
+    outputs, per_group, kernel, _ = weight.shape
     layer = nn.Conv2d(
-        weight.shape[1] * groups,
+        per_group * attributes["group"],
         outputs,
         kernel,
-        stride=tuple(attributes["strides"]),
-        padding=tuple(attributes["pads"][:2]),
-        groups=groups,
+        stride=attributes["strides"][0],
+        padding=attributes["pads"][0],
+        groups=attributes["group"],
     )
-    layer.weight.data = torch.from_numpy(weight)
-    layer.bias.data = torch.zeros(outputs)
+    _set(layer, torch.from_numpy(weight.copy()), torch.zeros(outputs))
+    layer.weight.data = layer.weight.data.contiguous(memory_format=torch.channels_last)
     return layer
+
+
+def _set(layer: nn.Module, weight: Tensor, bias: Tensor) -> None:
+    layer.get_parameter("weight").data = weight
+    layer.get_parameter("bias").data = bias
 
 
 class _FrozenPReLU(nn.Module):
@@ -183,7 +184,7 @@ class _FrozenPReLUFunction(torch.autograd.Function):
         return functional.prelu(x, slope)
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         x, slope = ctx.saved_tensors
         slope = slope.reshape(-1, 1, 1)
@@ -196,6 +197,6 @@ def _dense(weight: Array, bias: Array, before: Affine) -> nn.Linear:
     outputs, inputs = weight.shape
     scale, shift = (value.repeat_interleave(inputs // len(value)) for value in before)
     layer = nn.Linear(inputs, outputs)
-    layer.weight.data = torch.from_numpy(weight) * scale
-    layer.bias.data = torch.from_numpy(np.array(bias)) + torch.from_numpy(weight) @ shift
+    matrix = torch.from_numpy(weight.copy())
+    _set(layer, matrix * scale, torch.from_numpy(bias.copy()) + matrix @ shift)
     return layer

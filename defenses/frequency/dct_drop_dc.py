@@ -12,6 +12,7 @@ from bench.registry import DEFENSES
 from defenses.base import Defense
 from defenses.frequency import block_dct
 
+
 @DEFENSES.register("dct-drop-dc")
 @dataclass
 class DCTDropDC(Defense):

@@ -14,5 +14,7 @@ def lfw_root() -> Path:
     beside = Path(__file__).parents[3] / "shared" / "data"
     root = Path(os.environ.get("VEILBENCH_LFW", beside))
     if not (root / "lfw.tar").is_file() or not (root / "pairs.txt").is_file():
-        pytest.skip("LFW is not here: put lfw.tar and pairs.txt into a folder, name it VEILBENCH_LFW")
+        pytest.skip(
+            "LFW is not here: put lfw.tar and pairs.txt into a folder, name it VEILBENCH_LFW"
+        )
     return root

@@ -139,5 +139,6 @@ def test_the_folder_holds_what_the_design_names(demo: Path) -> None:
     page = (out / "report" / "index.html").read_text(encoding="utf-8")
     assert "advface" in page
     assert "http://" not in page.replace("http://www.w3.org", "")
-    cells = [path for path in (out / "cells").iterdir()]
-    assert all((cell / "cell.json").is_file() and (cell / "values.csv").is_file() for cell in cells)
+    for cell in (out / "cells").iterdir():
+        assert (cell / "cell.json").is_file()
+        assert (cell / "values.csv").is_file()
