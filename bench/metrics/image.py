@@ -155,7 +155,8 @@ def _ssim(x: Tensor, y: Tensor, window: Window, data_range: float) -> Tensor:
     apart = mean_difference.square()
     contrast = square_sum - mean_sum.square() + c2
     noise = square_difference - apart
-    index = (luminance - apart) * (contrast - noise) / ((luminance + apart) * (contrast + noise))
+    similar = (luminance - apart) * (contrast - noise)
+    index: Tensor = similar / ((luminance + apart) * (contrast + noise))
     return index.mean(dim=(1, 2, 3))
 
 
@@ -227,8 +228,9 @@ def _pair(a: Images, b: Images, data_range: float) -> tuple[Tensor, Tensor]:
 
 
 def _tensor(images: NDArray[Any] | Tensor) -> Tensor:
-    # The copy lets read-only and flipped arrays in.
-    return images if isinstance(images, Tensor) else torch.tensor(np.ascontiguousarray(images))
+    if isinstance(images, Tensor):
+        return images
+    return torch.from_numpy(np.require(images, requirements=["C", "W"]))  # copies only if it must
 
 
 def _largest(images: Tensor, data_range: float) -> float:

@@ -304,7 +304,10 @@ def _trunk_path(net: str) -> Path:
 
 def _images(images: NDArray[Any] | Tensor) -> Tensor:
     """Return the images as a float32 tensor (N, 3, H, W), or explain why that cannot be."""
-    x = images if isinstance(images, Tensor) else torch.tensor(np.ascontiguousarray(images))
+    if isinstance(images, Tensor):
+        x = images
+    else:
+        x = torch.from_numpy(np.require(images, requirements=["C", "W"]))
     shape = tuple(x.shape)
     if x.ndim not in (3, 4) or shape[-3] != 3 or 0 in shape:
         raise MetricError(f"Images must have the shape (N, 3, H, W) or (3, H, W), not {shape}.")
