@@ -24,7 +24,7 @@ import torch
 from bench.errors import MetricError
 from bench.metrics.bands import Band, Catch, MiddleBand, Pairs, Sample, TopBand
 from bench.metrics.population import Population
-from bench.metrics.screening import Float32Screen, Int8Screen, Screen, Tile
+from bench.metrics.screening import Float32Screen, Int8Screen, Screen
 from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
 
 if TYPE_CHECKING:
@@ -143,7 +143,7 @@ def all_pairs(
     allowed = [allowed_errors(far, population.impostors) for far in targets]
     most = min(_MOST_LISTED, max(_FEW, int(_LISTED_SHARE * population.impostors)))
     listed = max([k for k in allowed if k <= most] + [keep])
-    top = TopBand(min(listed, population.impostors - 1))
+    top = TopBand(min(listed, population.impostors))
     middle = [MiddleBand(k) for k in allowed if top.rank < k < population.impostors]
     certificate = _search(population, genuine, [top, *middle], block)
     band_of = {band.rank: band for band in middle}
@@ -215,7 +215,7 @@ def _scan(screen: Screen, bands: Sequence[Band], population: Population) -> Iter
 
     cores = torch.get_num_threads()
     pool = ThreadPoolExecutor(
-        cores if population.device.type == "cpu" else 1,
+        cores if population.on_host else 1,
         initializer=torch.set_num_threads,
         initargs=(1,),
     )
@@ -232,8 +232,8 @@ def _prepare(
     units = population.units()
     sample = Sample(population, units)
     brackets = [sample.bracket(band.rank, _SIGMAS) for band in bands]
-    chosen = Float32Screen
-    if units.is_cpu and population.impostors >= _WORTH_A_TRIAL:
+    chosen: type[Screen] = Float32Screen
+    if population.on_host and population.impostors >= _WORTH_A_TRIAL:
         chosen = _fastest_screen(population, units, sample, brackets)
     return sample, chosen(units, (genuine.left, genuine.right), block, -(-block // 8))
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import torch
 
-from bench.metrics.arrays import Booleans, Doubles, Floats, Integers
 from bench.metrics.screening import count, without
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from bench.metrics.arrays import Booleans, Doubles, Floats, Integers
     from bench.metrics.population import Population, Rows
     from bench.metrics.screening import Tile
 
@@ -79,9 +79,9 @@ class Sample:
 
     def __init__(self, population: Population, units: Tensor) -> None:
         self._impostors = population.impostors
+        self._ascending = np.empty(0, np.float32)
         groups = population.count // _GROUP
-        self._all_wanted = self._impostors <= _LEAST_SAMPLE or groups < 2
-        if self._all_wanted:
+        if self._impostors <= _LEAST_SAMPLE or groups < 2:
             return
         wanted = np.clip(self._impostors * _SAMPLED_SHARE, _LEAST_SAMPLE, _LARGEST_SAMPLE)
         shifts = min(int(np.ceil(wanted / (groups * _GROUP**2))), groups - 1)
@@ -103,11 +103,11 @@ class Sample:
         """Return scores around the one with `rank` impostor pairs above it.
 
         The deviation is that of the counts per pair of groups, so that it holds for dependent
-        scores. A limit is infinite where the sample ends.
+        scores. A limit is infinite where the sample ends; there is none of a small population.
         """
-        if self._all_wanted:
-            return -np.inf, np.inf
         size = len(self._ascending)
+        if not size:
+            return -np.inf, np.inf
         place = (rank + 1) / self._impostors * size  # from the top
         centre = self._ascending[-min(int(place) + 1, size)]
         counts = np.count_nonzero(self._by_group > centre, axis=2)
@@ -120,7 +120,7 @@ class Sample:
 
     def share(self, low: float, high: float) -> float:
         """Return the share of impostor pairs with low < score <= high; 1 without a sample."""
-        if self._all_wanted:
+        if not len(self._ascending):
             return 1.0
         inside = np.diff(np.searchsorted(self._ascending, [low, high], side="right"))
         return float(inside[0] / len(self._ascending))
@@ -168,53 +168,56 @@ class TopBand(Band):
     """
 
     def place(self, low: float, high: float) -> None:
+        """Start anew above `low`, whatever `high`."""
         del high
         self.low = low
         self._dropped = False
-        self._sorted = Pairs(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
+        self._best = Pairs(np.empty(0, np.int32), np.empty(0, np.int32), np.empty(0))
         self._parts: list[Pairs] = []
         self._pending = 0
 
     def scan(self, tile: Tile, population: Population) -> Catch:
+        """Return the pairs above `low`."""
         return _catch(self, tile, tile.possibly_above(self.low), population)
 
     def take(self, catch: Catch) -> None:
+        """Add pairs, and drop the lowest if there are too many."""
         self._parts.append(catch.pairs)
         self._pending += len(catch.pairs)
         if self._pending > self.rank + _PENDING:
-            self._drop_lower()
+            self._sort()
+            if len(self._best) > self.rank:
+                self.low = float(self._best.scores[self.rank])
+                self._best = self.pairs()
+                self._dropped = True
 
     def holds(self) -> bool:
+        """Return whether more than `rank` pairs are known, or all are."""
         self._sort()
-        return self._dropped or self.low == -np.inf or len(self._sorted) > self.rank
+        return self._dropped or self.low == -np.inf or len(self._best) > self.rank
 
     def order_statistic(self, k: int) -> tuple[float, int]:
-        scores = self._sorted.scores
-        threshold = scores[k] if k < len(scores) else self.low
+        """Return the (k + 1)-th largest score, k <= rank, and how many are above it."""
+        scores = self._best.scores
+        threshold = float(scores[k]) if k < len(scores) else self.low
         return threshold, int(np.count_nonzero(scores > threshold))
 
     def pairs(self) -> Pairs:
         """Return the pairs above the score at `rank`, best first."""
-        return self._sorted[: self.order_statistic(self.rank)[1]]
+        return self._best[: self.order_statistic(self.rank)[1]]
 
     def _sort(self) -> None:
-        pairs = _join([self._sorted, *self._parts])
+        pairs = _join([self._best, *self._parts])
         pairs = pairs[pairs.scores > self.low]  # it may have risen since they were caught
-        self._sorted = pairs[np.argsort(-pairs.scores)]
+        self._best = pairs[np.argsort(-pairs.scores)]
         self._parts, self._pending = [], 0
-
-    def _drop_lower(self) -> None:
-        self._sort()
-        if len(self._sorted) > self.rank:
-            self.low = self._sorted.scores[self.rank]
-            self._sorted = self.pairs()
-            self._dropped = True
 
 
 class MiddleBand(Band):
     """The scores around a rank too high to list all pairs above it: those are counted."""
 
     def place(self, low: float, high: float) -> None:
+        """Start anew with these limits."""
         self.low, self.high = low, high
         self._above = 0
         self._parts: list[Doubles] = []
@@ -222,11 +225,13 @@ class MiddleBand(Band):
         self._values, self._counts = np.empty(0), np.empty(0, np.int64)
 
     def scan(self, tile: Tile, population: Population) -> Catch:
+        """Return the pairs inside the limits and the number of those above."""
         above = tile.surely_above(self.high)
         inside = without(tile.possibly_above(self.low), above)
         return _catch(self, tile, inside, population, count(above))
 
     def take(self, catch: Catch) -> None:
+        """Add scores, and merge equal ones if there are many."""
         self._above += catch.above
         self._parts.append(catch.pairs.scores)
         self._pending += len(catch.pairs)
@@ -234,19 +239,21 @@ class MiddleBand(Band):
             self._merge()
 
     def holds(self) -> bool:
+        """Return whether as many pairs as needed are above, and enough inside."""
         self._merge()
         return bool(self._above <= self.rank < self._above + self._counts.sum())
 
     def order_statistic(self, k: int) -> tuple[float, int]:
+        """Return the (k + 1)-th largest score and how many are above it."""
         reached = self._above + np.cumsum(self._counts[::-1])  # pairs with this score or a higher
         place = int(np.searchsorted(reached, k, side="right"))
-        return self._values[::-1][place], int(reached[place - 1]) if place else self._above
+        return float(self._values[::-1][place]), int(reached[place - 1]) if place else self._above
 
     def _merge(self) -> None:
-        """Keep each distinct score once, with its count: few, if the scores are discrete."""
-        values, counts = np.unique(np.concatenate([np.empty(0), *self._parts]), return_counts=True)
-        self._values, place = np.unique(np.concatenate([self._values, values]), return_inverse=True)
-        self._counts = np.bincount(place, np.concatenate([self._counts, counts])).astype(np.int64)
+        scores = np.concatenate([self._values, *self._parts])
+        counts = np.concatenate([self._counts, np.ones(self._pending, np.int64)])
+        self._values, place = np.unique(scores, return_inverse=True)
+        self._counts = np.bincount(place, counts).astype(np.int64)
         self._parts, self._pending = [], 0
 
 

@@ -19,6 +19,7 @@ Rows: TypeAlias = npt.NDArray[np.int32]
 
 _PAIRS_PER_CHUNK = 256  # four buffers that stay in a core's cache at d = 512
 _PAIRS_ON_DEVICE = 1 << 18
+_LONGEST = 1e30  # beyond, float32 cannot normalise
 
 
 class Population:
@@ -61,15 +62,15 @@ class Population:
         self.order: Integers = np.argsort(peaks / self._norms, kind="stable")
 
     @property
-    def device(self) -> torch.device:
-        """Where the embeddings are."""
-        return self._embeddings.device
+    def on_host(self) -> bool:
+        """Whether the embeddings are in the memory of the processor."""
+        return on_host(self._embeddings)
 
     def units(self) -> Tensor:
         """Return the L2-normalised embeddings in float32 by place: (N, d)."""
-        units = self._embeddings[torch.from_numpy(self.order).to(self.device)].float()
-        norms = torch.from_numpy(self._norms[self.order]).to(self.device, torch.float32)
-        return units.div_(norms[:, None])
+        units = self._embeddings[torch.from_numpy(self.order).to(self._embeddings.device)]
+        norms = torch.from_numpy(self._norms[self.order]).to(units.device, units.dtype)
+        return units.div_(norms[:, None]).float()
 
     def genuine_pairs(self) -> tuple[Rows, Rows]:
         """Return both places of every pair of one person, the lower first."""
@@ -97,25 +98,30 @@ class Population:
     def _lengths(self) -> Doubles:
         rows = np.arange(self.count)
         lengths = np.sqrt(self._products(rows, rows))
-        broken = ~(lengths > 0) | np.isinf(lengths)
-        if broken.any():
-            row = int(np.argmax(broken))
+        usable = (lengths > 1 / _LONGEST) & (lengths < _LONGEST)
+        if not usable.all():
+            row = int(np.argmin(usable))
             raise MetricError(f"row {row} of embeddings is zero or not finite: it has no direction")
         return lengths
 
     def _products(self, left: Integers, right: Integers) -> Doubles:
         """Return the float64 inner products of pairs of the caller's rows."""
         products = np.empty(len(left))
-        if self.device.type == "cpu":
+        if self.on_host:
             _fill_on_host(self._embeddings.numpy(), left, right, products)
         else:
             _fill_from_device(self._embeddings, left, right, products)
         return products
 
 
+def on_host(tensor: Tensor) -> bool:
+    """Return whether NumPy can reach the tensor: it is faster than torch at what is done here."""
+    return tensor.is_cpu
+
+
 def _as_matrix(embeddings: Numbers) -> Tensor:
     """Return (N, d) in float32 or float64 on its own device."""
-    if isinstance(embeddings, Tensor) and not embeddings.is_cpu:
+    if isinstance(embeddings, Tensor) and not on_host(embeddings):
         if embeddings.ndim != 2 or not embeddings.is_floating_point():
             raise MetricError(f"embeddings must be a real matrix, not {tuple(embeddings.shape)}")
         embeddings = embeddings.detach()

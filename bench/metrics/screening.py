@@ -18,6 +18,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.metrics.population import on_host
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -72,7 +74,7 @@ class Tile:
 
     def pick(self, mask: Tensor) -> tuple[Rows, Rows, Doubles, Doubles]:
         """Return both places, the product and its error bound of each pair under a mask."""
-        if mask.is_cpu:
+        if on_host(mask):
             chosen = np.flatnonzero(mask.numpy())
             values = self.values.numpy().ravel()[chosen]
         else:
@@ -90,7 +92,7 @@ class Tile:
 
     def _above(self, limits: npt.NDArray[np.generic], buffer: int) -> Tensor:
         out = self.masks[buffer]
-        if out.is_cpu:  # several times faster than torch.gt
+        if on_host(out):  # several times faster than torch.gt
             np.greater(self.values.numpy(), limits[:, None], out=out.numpy())
         else:
             torch.gt(self.values, torch.from_numpy(limits[:, None]).to(out.device), out=out)
@@ -99,12 +101,12 @@ class Tile:
 
 def count(mask: Tensor) -> int:
     """Return how many entries are true."""
-    return int(np.count_nonzero(mask.numpy()) if mask.is_cpu else mask.count_nonzero())
+    return int(np.count_nonzero(mask.numpy()) if on_host(mask) else mask.count_nonzero())
 
 
 def without(mask: Tensor, part: Tensor) -> Tensor:
     """Take `part`, a subset of `mask`, out of it in place."""
-    if not mask.is_cpu:
+    if not on_host(mask):
         return mask.logical_xor_(part)
     np.not_equal(mask.numpy(), part.numpy(), out=mask.numpy())
     return mask
@@ -165,8 +167,9 @@ class Screen(ABC):
         values = space.values[:size].view(shape)
         self._multiply(rows, columns, values)
         if columns.start < rows.stop:
-            row, column = torch.tril_indices(shape[1], shape[1], device=self._device)
-            values[columns.start - rows.start :][row, column] = self.lowest
+            height = rows.stop - columns.start
+            row, column = torch.tril_indices(height, shape[1], device=self._device)
+            values[-height:][row, column] = self.lowest
         row, column = self._hidden.pairs(rows, columns)
         hidden = torch.from_numpy((row - rows.start) * shape[1] + column - columns.start)
         values.view(-1)[hidden.to(self._device)] = self.lowest

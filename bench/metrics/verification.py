@@ -309,7 +309,7 @@ def allowed_errors(rate: float, trials: int) -> int:
 
 
 def operating_point(
-    far: float, threshold: np.floating, genuine: Floats, false_accepts: int, impostors: int
+    far: float, threshold: float | np.floating, genuine: Floats, false_accepts: int, impostors: int
 ) -> OperatingPoint:
     """Return the operating point at a threshold.
 
@@ -322,7 +322,7 @@ def operating_point(
     """
     return OperatingPoint(
         far=far,
-        tar=np.count_nonzero(genuine > threshold) / len(genuine),
+        tar=int(np.count_nonzero(genuine > threshold)) / len(genuine),
         threshold=float(threshold),
         false_accepts=false_accepts,
         achieved_far=false_accepts / impostors,
