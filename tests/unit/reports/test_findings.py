@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from run_folder import Row, build
+
+from reports.findings import Verdict, failures, findings, scale, summary, verdict
+from reports.run import Run, read_run
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def run(synthetic: Path) -> Run:
+    return read_run(synthetic)
+
+
+def changed(folder: Path, threat: str, **rank: float | None) -> Run:
+    """Return a run with another rank-1 of AdvFace's worst case."""
+
+    def change(row: Row) -> Row:
+        where = (row.defense, row.attack, row.threat, row.metric)
+        wanted = ("advface", "worst-case", threat, "rank-1")
+        return row.model_copy(update=rank) if where == wanted else row
+
+    return read_run(build(folder, change=change))
+
+
+def advface(run: Run) -> str:
+    found = findings(run)[1]
+    assert found.title == "Features · advface"
+    return " ".join(found.sentences)
+
+
+def test_sentences_name_the_best_attack_its_numbers_and_n(run: Run) -> None:
+    assert (
+        "Under transfer, the strongest attack is unet: dlib finds the person first in "
+        "30\N{NO-BREAK SPACE}% [20, 40] of 8 reconstructions, SSIM 0.30 [0.25, 0.35]."
+    ) in advface(run)
+
+
+def test_adaptive_undoes_what_transfer_suggested(run: Run) -> None:
+    sentence = "Adaptive undoes what transfer suggested: worst-case rank-1 rises from"
+    assert sentence in advface(run)
+    assert any(sentence in line for line in summary(run))
+
+
+def test_adaptive_that_adds_nothing_is_said_to(tmp_path: Path) -> None:
+    def change(row: Row) -> Row:
+        if row.attack != "worst-case" or row.defense != "advface" or row.threat != "adaptive":
+            return row
+        return row.model_copy(update={"ci_low": 0.0})
+
+    assert "adds nothing measurable" in advface(read_run(build(tmp_path, change=change)))
+
+
+@pytest.mark.parametrize(
+    ("rank", "expected"),
+    [
+        ({}, Verdict.BROKEN),
+        ({"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}, Verdict.REDUCED),
+        ({"value": 0.1, "ci_low": 0.0, "ci_high": 0.2}, Verdict.FLOOR),
+        ({"value": 0.5, "ci_low": 0.1, "ci_high": 0.9}, Verdict.UNCLEAR),
+        ({"value": None}, Verdict.UNTESTED),
+    ],
+)
+def test_verdicts_compare_intervals(
+    tmp_path: Path, rank: dict[str, float | None], expected: Verdict
+) -> None:
+    run = changed(tmp_path, "adaptive", **rank)
+    assert verdict(run, run.protections[1]) is expected
+
+
+def test_attacks_that_fail_without_a_defense_judge_nothing(tmp_path: Path) -> None:
+    def change(row: Row) -> Row:
+        weak = row.attack == "worst-case" and row.metric == "rank-1"
+        return row.model_copy(update={"value": 0.1, "ci_low": 0.0, "ci_high": 0.2}) if weak else row
+
+    run = read_run(build(tmp_path, change=change))
+    assert verdict(run, run.protections[1]) is Verdict.WEAK
+
+
+def test_attacks_level_at_the_top_are_named_together(tmp_path: Path) -> None:
+    def change(row: Row) -> Row:
+        level = row.threat == "transfer" and row.metric == "rank-1" and row.attack == "linear"
+        return row.model_copy(update={"value": 0.3}) if level else row
+
+    assert "attacks are, level, unet and linear" in advface(
+        read_run(build(tmp_path, change=change))
+    )
+
+
+def test_failures_and_floors_are_told(run: Run) -> None:
+    (failure,) = failures(run)
+    assert "unet / adaptive failed: RuntimeError" in failure
+    assert scale(run)[0].startswith("Floor, other-person: dlib finds the person first in 2")
+    assert "no attack finished" in " ".join(findings(run)[2].sentences)
+
+
+def test_a_run_without_any_score_still_reads(tmp_path: Path) -> None:
+    def change(row: Row) -> Row:
+        failed = {"status": "error", "value": None, "reason": "no luck", "definition": ""}
+        return row.model_copy(update={**failed, "judge": None})
+
+    run = read_run(build(tmp_path, change=change))
+    assert run.judge is None
+    assert all("no attack finished" in finding.sentences[0] for finding in findings(run))

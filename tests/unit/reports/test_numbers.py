@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+import pytest
+from run_folder import Row
+
+from reports.numbers import decimals, show
+
+
+def row(value: float | None, low: float | None, high: float | None, definition: str) -> Row:
+    return Row(
+        suite="s",
+        dataset="d",
+        recognizer="r",
+        seed=0,
+        metric="m",
+        definition=definition,
+        value=value,
+        ci_low=low,
+        ci_high=high,
+    )
+
+
+@pytest.mark.parametrize(
+    ("half_width", "places"),
+    [(40, 0), (3, 0), (2.9, 1), (0.4, 1), (0.29, 2), (0.004, 3), (1e-9, 4)],
+)
+def test_a_number_has_the_digits_that_its_interval_supports(half_width: float, places: int) -> None:
+    assert decimals(half_width) == places
+
+
+SSIM = "ssim:wang11-valid-rgb"
+
+
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ((0.8333, 0.71, 0.91, "rank-1"), "83\N{NO-BREAK SPACE}% [71, 91]"),
+        ((0.9531, 0.9493, 0.9571, SSIM), "0.953 [0.949, 0.957]"),
+        ((-0.00001, -0.004, 0.004, SSIM), "0.000 [-0.004, 0.004]"),
+        ((1.0, 1.0, 1.0, SSIM), "1.00 [1.00, 1.00]"),
+        ((float("inf"), 31.0, float("inf"), "psnr:rgb-uint8"), "∞ dB [31, ∞]"),
+        ((float("inf"), None, None, "psnr:rgb-uint8"), "∞ dB"),
+        ((0.000286, None, None, "eer"), "0.03\N{NO-BREAK SPACE}%"),
+        ((802816.0, None, None, "bytes-per-record"), "802,816 B"),
+        ((16.0, None, None, "bytes-per-record"), "16 B"),
+        ((0.05123, None, None, "ms-per-record"), "0.0512 ms"),
+        ((None, None, None, SSIM), "–"),
+    ],
+)
+def test_numbers_as_text(fields: tuple, text: str) -> None:
+    assert str(show(row(*fields))) == text
