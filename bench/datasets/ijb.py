@@ -17,16 +17,28 @@ names; here that is checked.
 
 from __future__ import annotations
 
+import csv
+import io
 import re
-from typing import TYPE_CHECKING, NamedTuple
+from array import array
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
+import pandas as pd
+
+from bench.datasets.images import reading
+from bench.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
 
-    pass
+    from numpy.typing import NDArray
 
-GALLERIES = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
+Name = Literal["ijbb", "ijbc"]
+
+GALLERIES: dict[Name, tuple[str, str]] = {"ijbb": ("S1", "S2"), "ijbc": ("G1", "G2")}
 """The two galleries of each set's 1:N protocol. Their subjects are disjoint."""
 
 _BLOCK_BYTES = 4 << 20
@@ -35,6 +47,8 @@ _MAX_LINE_BYTES = 4096
 _ID_LIMIT = 10**9
 _ID = rb"[0-9]{1,9}"
 _SIZE = rb"[0-9]{1,9}(\.[0-9]{0,20})?([eE]-[0-9]{1,2})?"
+
+_CSV_ROW = re.compile(rb"([0-9]{1,9}),([0-9]{1,9})(,[^\n]*)?\r?\n?")
 
 _NAMES = re.compile(rb"^([0-9]+)\.jpg ", re.MULTILINE)
 
@@ -95,9 +109,9 @@ _PAIRS = _Layout(
 class Pooling:
     """How the features of a template's images become one feature; part of every result.
 
-    The same flag names mean opposite things in public scripts: `use_norm_score=True` keeps the norm
-    in insightface's `ijb_11.py` and removes it in Keras_insightface's `IJB_evals.py`. Here as in the
-    former. TFace's script has all three off.
+    One name means opposite things in public scripts: `use_norm_score=True` keeps the norm in
+    insightface's `ijb_11.py`, as here, and removes it in Keras_insightface's `IJB_evals.py`. The
+    defaults are insightface's; TFace's script has all three off.
 
     Attributes:
         norm: Features keep their norm (N1) or are scaled to norm 1 before pooling (N0).
@@ -121,7 +135,9 @@ class Pooling:
         """
         match = re.fullmatch(r"N([01])D([01])F([01])", text)
         if match is None:
-            raise DataError(f"The pooling {text!r} is unknown: write N, D and F with 0 or 1, N1D1F1.")
+            raise DataError(
+                f"The pooling {text!r} is unknown: write N, D and F with 0 or 1, N1D1F1."
+            )
         return cls(*(flag == "1" for flag in match.groups()))
 
 
@@ -201,12 +217,12 @@ class OneToN:
     probes: Templates
 
 
-def read_one_to_one(meta: Path, name: str) -> OneToOne:
+def read_one_to_one(meta: Path, name: Name) -> OneToOne:
     """Read the three lists of the 1:1 protocol and check that they fit together.
 
     Args:
         meta: Folder of the lists.
-        name: "ijbb" or "ijbc", with which the names of the files begin.
+        name: Of the set; the names of the files begin with it.
 
     Raises:
         DataError: A list cannot be read, crops are not the same in both lists of them, or a pair
@@ -220,6 +236,181 @@ def read_one_to_one(meta: Path, name: str) -> OneToOne:
             f"{meta}: the two lists of the faces of {name} do not name the same crops in the same "
             "order: get both from one distribution."
         )
-    known = np.zeros(_ID_LIMIT if len(faces.templates) == 0 else faces.templates.max() + 1, bool)
-    known[faces.templates] = True
+    for side in (pairs.left, pairs.right):
+        unknown = np.setdiff1d(side, faces.templates)
+        if len(unknown) > 0:
+            raise DataError(
+                f"{meta}: {len(unknown)} templates in the pairs of {name} have no face, such as "
+                f"{unknown[0]}: get both lists from one distribution."
+            )
     return OneToOne(faces, landmarks, pairs)
+
+
+def read_one_to_n(meta: Path, name: Name) -> OneToN:
+    """Read the lists of the 1:N protocol with mixed probes.
+
+    Args:
+        meta: Folder of the lists.
+        name: Of the set; the names of the files begin with it.
+
+    Raises:
+        DataError: A list cannot be read, or the galleries share a subject.
+    """
+    first, second = (
+        read_templates(meta / f"{name}_1N_gallery_{gallery}.csv") for gallery in GALLERIES[name]
+    )
+    shared = np.intersect1d(first.subjects, second.subjects)
+    if len(shared) > 0:
+        raise DataError(
+            f"{meta}: the galleries of {name} share {len(shared)} subjects, such as {shared[0]}: "
+            "get the original lists."
+        )
+    return OneToN((first, second), read_templates(meta / f"{name}_1N_probe_mixed.csv"))
+
+
+def read_faces(path: Path) -> Faces:
+    """Read the list of crops with their templates and media, `ijbX_face_tid_mid.txt`.
+
+    Raises:
+        DataError: The list cannot be read; names the line.
+    """
+    rows = np.empty((_count_lines(path), 3), np.int32)
+    for place, table in _tables(path, _FACES):
+        rows[place] = table
+    return Faces(rows[:, 0], rows[:, 1], rows[:, 2])
+
+
+def read_landmarks(path: Path) -> Landmarks:
+    """Read the list of crops with their landmarks, `ijbX_name_5pts_score.txt`.
+
+    Raises:
+        DataError: The list cannot be read; names the line.
+    """
+    lines = _count_lines(path)
+    images, numbers = np.empty(lines, np.int32), np.empty((lines, 11), np.float32)
+    for place, table in _tables(path, _LANDMARKS):
+        images[place] = table[:, 0]
+        numbers[place] = table[:, 1:]
+    return Landmarks(images, numbers[:, :10].reshape(-1, 5, 2), numbers[:, 10])
+
+
+def read_template_pairs(path: Path) -> TemplatePairs:
+    """Read the list of pairs of templates, `ijbX_template_pair_label.txt`.
+
+    IJB-C's 15,658,489 lines take 9 bytes each in memory, and a few megabytes for parsing.
+
+    Raises:
+        DataError: The list cannot be read; names the line.
+    """
+    lines = _count_lines(path)
+    left, right, same = np.empty(lines, np.int32), np.empty(lines, np.int32), np.empty(lines, bool)
+    for place, table in _tables(path, _PAIRS):
+        left[place], right[place], same[place] = table.T
+    return TemplatePairs(left, right, same)
+
+
+def read_templates(path: Path) -> Templates:
+    """Read a CSV of the 1:N protocol, of which a template fills as many rows as it has images.
+
+    Raises:
+        DataError: The list cannot be read or lacks its header (names the line), or a template
+            belongs to two subjects.
+    """
+    both = np.unique(np.frombuffer(_packed_rows(path), np.int64))
+    templates, subjects = np.divmod(both, _ID_LIMIT)
+    torn = np.flatnonzero(templates[1:] == templates[:-1])
+    if len(torn) > 0:
+        raise DataError(
+            f"{path}: template {templates[torn[0]]} belongs to the subjects {subjects[torn[0]]} "
+            f"and {subjects[torn[0] + 1]}: get an unedited copy of the list."
+        )
+    return Templates(templates.astype(np.int32), subjects.astype(np.int32))
+
+
+def _packed_rows(path: Path) -> array[int]:
+    """Return template * _ID_LIMIT + subject where it differs from the row before."""
+    packed = array("q")
+    with reading(path) as stream:
+        header = stream.readline(_MAX_LINE_BYTES)
+        for number, line in enumerate(stream, start=2):
+            match = _CSV_ROW.fullmatch(line)
+            if match is None:
+                raise DataError(
+                    f"{path}, line {number}: not 'template,subject,...': "
+                    "get an unedited copy of the list."
+                )
+            value = int(match[1]) * _ID_LIMIT + int(match[2])
+            if not packed or packed[-1] != value:
+                packed.append(value)
+    if not packed or _CSV_ROW.fullmatch(header):
+        raise DataError(
+            f"{path} does not begin with a header and go on with rows 'template,subject,...': "
+            "get an unedited copy of the list."
+        )
+    return packed
+
+
+def _count_lines(path: Path) -> int:
+    lines, ended = 0, True
+    with reading(path) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            lines += block.count(b"\n")
+            ended = block.endswith(b"\n")
+    if lines == 0 and ended:
+        raise DataError(f"{path} is empty: get a complete copy of the list.")
+    return lines + (not ended)
+
+
+def _tables(path: Path, layout: _Layout) -> Iterator[tuple[slice, NDArray[np.number]]]:
+    """Yield which rows of a list follow, and their numbers, shape (rows, columns)."""
+    row = 0
+    with reading(path) as stream:
+        while block := stream.read(_BLOCK_BYTES):
+            block += stream.readline(_MAX_LINE_BYTES)
+            table = _table(block, layout)
+            if table is None:
+                raise _blame(block, row, layout, path)
+            yield slice(row, row + len(table)), table
+            row += len(table)
+
+
+def _table(block: bytes, layout: _Layout) -> NDArray[np.number] | None:
+    """Return the numbers of some lines, or None if one of them is not as it should be."""
+    lines = block.count(b"\n") + (not block.endswith(b"\n"))
+    if layout.named:
+        block, named = _NAMES.subn(rb"\1 ", block)
+        if named != lines:
+            return None
+    # The parser knows more ways to write a number than the format.
+    if block.translate(None, layout.alphabet):
+        return None
+    try:
+        table = pd.read_csv(
+            io.BytesIO(block),
+            sep=" ",
+            header=None,
+            dtype=layout.dtype,
+            quoting=csv.QUOTE_NONE,
+            na_filter=False,
+            skip_blank_lines=False,
+        ).to_numpy()
+    except (ValueError, OverflowError):
+        return None
+    if table.shape != (lines, layout.columns) or (np.abs(table) >= _ID_LIMIT).any():
+        return None
+    smallest, largest = layout.last
+    inside = (table[:, -1] >= smallest) & (table[:, -1] <= largest)
+    return table if inside.all() else None
+
+
+def _blame(block: bytes, row: int, layout: _Layout, path: Path) -> DataError:
+    """Return the error that names the first line of a block that is not as it should be."""
+    lines = block.removesuffix(b"\n").split(b"\n")
+    for number, line in enumerate(lines, start=row + 1):
+        if not layout.line.fullmatch(line.removesuffix(b"\r")):
+            shown = line[:60].decode("ascii", "backslashreplace")
+            where = f"{path}, line {number}: {shown!r}"
+            break
+    else:
+        where = f"{path}, between line {row + 1} and {row + len(lines)}: something"
+    return DataError(f"{where} is not '{layout.shown}': get an unedited copy of the list.")
