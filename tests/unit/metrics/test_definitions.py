@@ -30,7 +30,7 @@ def test_every_definition_in_code_is_in_the_table() -> None:
 def test_an_unknown_id_names_the_nearest() -> None:
     with pytest.raises(MetricError, match="did you mean 'ssim:wang11-valid-rgb'"):
         definition("ssim:wang11-valid-rg")
-    with pytest.raises(MetricError, match="known are accuracy:all-pairs-best"):
+    with pytest.raises(MetricError, match="known are "):
         definition("!!!")
 
 
