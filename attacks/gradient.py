@@ -48,6 +48,7 @@ class Gradient(Attack):
 
     def fit(self, attacker: Attacker) -> None:
         """Learn the subspace, a starting point from embeddings, and how to undo the defense."""
+        self.device = attacker.device
         self.recognizer = attacker.recognizer
         self.leak = attacker.leak
         self.mean, self.basis = face_subspace(attacker.images, self.components)
@@ -98,9 +99,10 @@ class Gradient(Attack):
     def _observed(self, records: Tensor) -> Tensor:
         """Return what the attacker reads a record as: an embedding, or a code."""
         if self.leak is Leak.TEMPLATE:
-            return records
+            return records.to(self.device)
         with torch.no_grad():
-            return torch.cat([self.recognizer.tail(part) for part in records.split(32)])
+            parts = [part.to(self.device) for part in records.split(32)]
+            return torch.cat([self.recognizer.tail(part) for part in parts])
 
 
 def face_subspace(images: Tensor, components: int) -> tuple[Tensor, Tensor]:

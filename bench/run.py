@@ -27,7 +27,7 @@ from bench.leaks import Leak
 from bench.plan import Cell, Spec, Suite, cells
 from bench.registry import REFERENCES
 from bench.results import Row, parameters_text
-from bench.scoring import Score, Values, utility, worst_case
+from bench.scoring import LOWER_IS_CLOSER, Score, Values, utility, worst_case
 from bench.store import Artifact, Store, atomic_path
 from bench.threats import Threat
 from bench.world import World
@@ -101,7 +101,6 @@ def run_suite(
     started = time.perf_counter()
     planned = cells(suite)
     device = choose_device(device)
-    _make_folder(out)
     outcome = Outcome()
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, disable=quiet, transient=True) as progress:
@@ -117,9 +116,42 @@ def run_suite(
             mine = [cell for cell in planned if cell.seed == seed]
             for _ in _run_world(writer, mine, outcome):
                 progress.advance(task)
+    outcome.rows = flag_weaker(outcome.rows)
     results.write(outcome.rows, out)
     _write_run(suite, out, device, world, time.perf_counter() - started)
     return outcome
+
+
+def flag_weaker(rows: Sequence[Row]) -> list[Row]:
+    """Flag rows whose attack does worse than the same attack with fewer rights.
+
+    Whoever has more rights can ignore them, so such a row shows an attack that is too weak: the
+    whole interval lies on the worse side of the value under the weaker threat.
+    """
+    values = {_twin(row, row.threat): row.value for row in rows if row.threat and row.attack}
+
+    def weaker(row: Row) -> bool:
+        if row.threat is None or row.ci_low is None or row.ci_high is None:
+            return False
+        others = [values.get(_twin(row, threat)) for threat in WEAKER[row.threat]]
+        known = [value for value in others if value is not None]
+        if row.metric in LOWER_IS_CLOSER:
+            return any(row.ci_low > value for value in known)
+        return any(row.ci_high < value for value in known)
+
+    return [
+        row.model_copy(update={"flags": f"{row.flags} weaker-than-fewer-rights".strip()})
+        if weaker(row)
+        else row
+        for row in rows
+    ]
+
+
+def _twin(row: Row, threat: Threat | None) -> tuple[object, ...]:
+    """Return what a row has in common with the same attack under another threat."""
+    defense = (row.leak, row.defense, row.defense_params)
+    attack = (row.attack, row.attack_params, threat)
+    return (row.dataset, row.recognizer, *defense, *attack, row.seed, row.judge, row.metric)
 
 
 def _steps(suite: Suite, planned: Sequence[Cell]) -> int:

@@ -89,11 +89,6 @@ class Store:
                 path.write_text(json.dumps({"key": full, "facts": facts}, indent=1))
         return self._read(key, data, note)
 
-    def has(self, stage: str, fields: dict[str, Any]) -> bool:
-        """Say whether an artifact is there."""
-        key = digest({"schema": SCHEMA, "stage": stage, **fields})
-        return all(path.is_file() for path in self._paths(stage, key))
-
     def _paths(self, stage: str, key: str) -> tuple[Path, Path]:
         base = self.root / stage / key[:2] / key
         return base.with_suffix(".safetensors"), base.with_suffix(".json")

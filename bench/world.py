@@ -87,6 +87,7 @@ class World:
         self._used: Indices = np.unique(np.concatenate(list(_roles(self.split).values())))
         self._position = {int(photo): row for row, photo in enumerate(self._used)}
         self._fitted: dict[str, Defense] = {}
+        self._operating_points: dict[str, OperatingPoint] = {}
         self._check_roles()
 
     # --- photos ---------------------------------------------------------------------------------
@@ -188,6 +189,11 @@ class World:
 
     def operating_point(self, judge: str) -> OperatingPoint:
         """Return a judge's threshold at the suite's FMR, from people who are no victims."""
+        if judge not in self._operating_points:
+            self._operating_points[judge] = self._measure_operating_point(judge)
+        return self._operating_points[judge]
+
+    def _measure_operating_point(self, judge: str) -> OperatingPoint:
         photos = self.split.calibration
         found = self.embeddings(judge, photos)
         similarity = self.judges[judge].similarity(found, found).cpu().double().numpy()

@@ -15,6 +15,9 @@ from torch import Tensor
 
 SIDE, BLOCK = 112, 8
 
+CHUNK = 4
+"""Images transformed at once: each has 9.6 MB of coefficients."""
+
 _YCBCR = torch.tensor(
     [
         [0.299, 0.587, 0.114],
@@ -43,6 +46,20 @@ def _axis_matrix() -> Tensor:
 
 def forward(images: Tensor) -> Tensor:
     """Return the (N, 192, 112, 112) coefficients of images (N, 3, 112, 112) in [0, 1]."""
+    return torch.cat([_forward(part) for part in images.split(CHUNK)])
+
+
+def forward_without_dc(images: Tensor) -> Tensor:
+    """Return the (N, 189, 112, 112) coefficients without the DC channel of every color."""
+    return torch.cat(
+        [
+            _forward(part).unflatten(1, (3, BLOCK**2))[:, :, 1:].flatten(1, 2)
+            for part in images.split(CHUNK)
+        ]
+    )
+
+
+def _forward(images: Tensor) -> Tensor:
     axis = _axis_matrix().to(images.device, images.dtype)
     # JPEG's offset of 128 on luma is subtracted; chroma is centered already.
     colors = _to_ycbcr(images) * 255
@@ -64,6 +81,10 @@ def inverse_without_dc(coefficients: Tensor) -> Tensor:
     Returns:
         (N, 3, 112, 112) images whose mean, which is lost, is mid-gray; not clamped.
     """
+    return torch.cat([_inverse_without_dc(part) for part in coefficients.split(CHUNK)])
+
+
+def _inverse_without_dc(coefficients: Tensor) -> Tensor:
     analysis, synthesis, weight = (part.to(coefficients.device) for part in _solution())
     full = coefficients.new_zeros((len(coefficients), 3, BLOCK**2, SIDE, SIDE))
     full[:, :, 1:] = coefficients.unflatten(1, (3, BLOCK**2 - 1))

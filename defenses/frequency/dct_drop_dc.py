@@ -27,7 +27,7 @@ class DCTDropDC(Defense):
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return (N, 189, 112, 112) coefficients, color by color."""
-        return block_dct.forward(x).unflatten(1, (3, 64))[:, :, 1:].flatten(1, 2)
+        return block_dct.forward_without_dc(x)
 
     def comparable(self, records: Tensor) -> Tensor:
         """Invert, with mid-gray for the lost mean, and embed; images are embedded as they are."""

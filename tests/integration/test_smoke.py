@@ -1,0 +1,149 @@
+"""Small runs of the whole: determinism, plug-ins from outside, and input that cannot be used."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from bench.results import Row, read
+
+
+def veilbench(*arguments: str, folder: Path, threads: int = 1) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "bench.cli", *arguments],
+        cwd=folder,
+        env={**os.environ, "OMP_NUM_THREADS": str(threads)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def smoke(folder: Path, *more: str, threads: int = 1) -> list[Row]:
+    done = veilbench(
+        *["run", "smoke", "--quiet", "--device", "cpu", "--out", "out", "--store", "store", *more],
+        folder=folder,
+        threads=threads,
+    )
+    assert done.returncode == 0, done.stderr
+    return read(folder / "out")
+
+
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
+    return smoke(tmp_path_factory.mktemp("first"))
+
+
+def timeless(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row.metric != "ms-per-record"]
+
+
+def test_the_same_seed_gives_the_same_rows_bit_for_bit(first: list[Row], tmp_path: Path) -> None:
+    assert timeless(smoke(tmp_path)) == timeless(first)
+
+
+def test_two_threads_change_no_privacy_number_by_more_than_the_stated_tolerance(
+    first: list[Row], tmp_path: Path
+) -> None:
+    other = smoke(tmp_path, threads=2)
+    for one, two in zip(timeless(first), timeless(other), strict=True):
+        if one.metric in {"ssim", "similarity"}:
+            assert one.value == pytest.approx(two.value, abs=0.02)
+
+
+@pytest.mark.parametrize(("kind", "attack"), [("defense", "unet"), ("attack", "mine-too")])
+def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
+    kind: str, attack: str, tmp_path: Path
+) -> None:
+    written = veilbench("new", kind, "mine-too", folder=tmp_path)
+    assert written.returncode == 0, written.stderr
+    path = tmp_path / "mine_too.py"
+    assert len(path.read_text().splitlines()) <= 40
+    rows = smoke(tmp_path, "--plugin", str(path), f"--{kind}", "mine-too")
+    mine = [row for row in rows if getattr(row, kind) == "mine-too"]
+    assert mine
+    assert {row.status for row in mine} == {"ok"}
+    assert attack in {row.attack for row in mine}
+    assert "mine-too" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_a_failing_plugin_is_a_row_and_the_others_finish(tmp_path: Path) -> None:
+    veilbench("new", "attack", "breaks", folder=tmp_path)
+    path = tmp_path / "breaks.py"
+    path.write_text(
+        path.read_text().replace(
+            "return self.images", "raise OSError('boom')\n        return self.images"
+        )
+    )
+    rows = smoke(tmp_path, "--plugin", str(path), "--attack", "breaks", "--attack", "retrieval")
+    broken = [row for row in rows if row.attack == "breaks"]
+    assert broken
+    assert {row.status for row in broken} == {"error"}
+    assert all("boom" in row.reason and row.value is None for row in broken)
+    assert any(row.attack == "retrieval" and row.status == "ok" for row in rows)
+
+
+SUITE = """
+name = "tiny"
+title = "Input that cannot be used"
+dataset = "lfw"
+recognizer = { name = "sface" }
+[split]
+pairs_per_fold = 2
+probes = 2
+attacker_images = 2
+defender_images = 2
+gallery_people = 0
+[[group]]
+leak = "template"
+defenses = [{ name = "none" }]
+attacks = [{ name = "retrieval", threats = ["transfer"] }]
+"""
+
+
+def broken_lfw(folder: Path, image: bytes) -> None:
+    people = {"A": 2, "B": 2, "C": 2, "D": 1, "E": 1}
+    for name, count in people.items():
+        (folder / "lfw" / name).mkdir(parents=True)
+        for number in range(1, count + 1):
+            (folder / "lfw" / name / f"{name}_{number:04d}.jpg").write_bytes(image)
+    (folder / "pairs.txt").write_text("1\t1\nA\t1\t2\nA\t1\tB\t1\n")
+    (folder / "tiny.toml").write_text(SUITE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "smok"], "There is no suite 'smok'"),
+        (["run", "smoke", "--attack", "unett"], "did you mean 'unet'?"),
+        (["run", "smoke", "--defense", "advfase"], "did you mean 'advface'?"),
+        (["run", "smoke", "--device", "cuda:77"], "The device 'cuda:77' cannot be used"),
+        (["run", "smoke", "--plugin", "gone.py"], "The plug-in gone.py does not exist"),
+        (["run", "lfw"], "--data-root"),
+        (["run", "tiny.toml", "--data-root", "."], "is not a usable image"),
+        (["report", "nowhere"], "nowhere"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(
+    arguments: list[str], message: str, tmp_path: Path
+) -> None:
+    broken_lfw(tmp_path, b"\xff\xd8\xff broken")
+    before = sorted(tmp_path.rglob("*"))
+    done = veilbench(*arguments, folder=tmp_path)
+    assert done.returncode == 2
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_altered_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = tmp_path / "sface.onnx"
+    weights.write_bytes(b"not these")
+    monkeypatch.setenv("VEILBENCH_ASSET_SFACE", str(weights))
+    done = veilbench("run", "smoke", "--quiet", "--store", "store", folder=tmp_path)
+    assert done.returncode == 2
+    assert "was altered" in done.stderr
