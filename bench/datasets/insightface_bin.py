@@ -41,7 +41,7 @@ FOLDS = 10
 PAIRS = {"lfw": 6000, "cfp_fp": 7000, "agedb_30": 6000, "calfw": 6000, "cplfw": 6000}
 """Number of pairs of the five sets that the field reports, by the stem of the file."""
 
-MAX_IMAGE_BYTES = 4 << 20
+MAX_IMAGE_BYTES = 1 << 20
 """Largest encoded image of a pair, in bytes."""
 
 MAX_IMAGE_PIXELS = 1 << 22
@@ -54,9 +54,6 @@ _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
 _FREE_INSTRUCTIONS = 20_000
 _BYTES_PER_INSTRUCTION = 100
 
-# Escapes of protocol 0 take at most six characters for a byte.
-_MAX_LINE = 6 * MAX_IMAGE_BYTES + 3
-
 _ENCODE = "_codecs.encode"
 _RECONSTRUCT = "numpy._core.multiarray._reconstruct"
 _SCALAR = "numpy._core.multiarray.scalar"
@@ -68,6 +65,11 @@ _RAW = "raw"
 _ESCAPED = "string-escape"
 _UTF8 = "utf-8"
 _UNICODE_ESCAPE = "raw-unicode-escape"
+
+_WIDTH = {_RAW: 1, _ESCAPED: 4, _UTF8: 2, _UNICODE_ESCAPE: 6}
+"""Most characters that a byte takes in each way of writing it."""
+
+_MAX_LINE = max(_WIDTH.values()) * MAX_IMAGE_BYTES + 3
 
 
 class _Span(NamedTuple):
@@ -90,6 +92,14 @@ class _Span(NamedTuple):
             return data
         if self.codec == _ESCAPED:
             return codecs.escape_decode(data)[0]
+        # One character beyond latin1 would make Python's string several times as large.
+        beyond = (
+            data.translate(None, bytes(range(0xC4)))
+            if self.codec == _UTF8
+            else data.count(b"\\") != data.count(b"\\u00")
+        )
+        if beyond:
+            raise ValueError("text beyond latin1")
         return data.decode(self.codec).encode("latin-1")
 
 
@@ -511,7 +521,8 @@ class _Reader:
 def _image_bytes(stream: BinaryIO, span: _Span, where: str) -> bytes:
     """Return an encoded image after checking that it is one, as far as its first bytes tell."""
     try:
-        data = span.content(stream) if span.length <= _MAX_LINE else b""
+        small = span.length <= _WIDTH[span.codec] * MAX_IMAGE_BYTES
+        data = span.content(stream) if small else b""
     except ValueError as error:
         raise DataError(f"{where} is damaged ({error}): get a complete file.") from error
     if not data.startswith(tuple(_MAGIC)) or len(data) > MAX_IMAGE_BYTES:
@@ -599,8 +610,14 @@ def open_converted(folder: Path) -> PairImages:
     _verify(folder)
     spans = _tar_spans(folder / _TAR)
     with reading(folder / _CSV) as stream:
-        header, *rows = csv.reader(stream.read().decode("ascii", "replace").splitlines() or [""])
-    if header != _FIELDS or not all(_is_row(row, spans) for row in rows):
+        text = stream.read().decode("ascii", "replace")
+    header, *rows = [line.split(",") for line in text.split("\n")]
+    if (
+        header != _FIELDS
+        or not rows
+        or rows.pop() != [""]
+        or not all(_is_row(row, spans) for row in rows)
+    ):
         raise DataError(
             f"{folder / _CSV} has a line other than '{','.join(_FIELDS)}' with images of {_TAR}: "
             "convert the set again."

@@ -191,8 +191,8 @@ REFUSED = {
     "a bitmap": lambda: (([*images()[:-1], b"BM" * 50], SAME), "image 23 is not a JPEG or PNG"),
     "an empty image": lambda: (([b"", *images()[1:]], SAME), "image 0 is not a JPEG or PNG"),
     "a large image": lambda: (
-        ([images()[0] + bytes(5 << 20), *images()[1:]], SAME),
-        "image 0 is not a JPEG or PNG image of at most 4,194,304 bytes",
+        ([images()[0] + bytes(2 << 20), *images()[1:]], SAME),
+        "image 0 is not a JPEG or PNG image of at most 1,048,576 bytes",
     ),
     "a set": lambda: (({1, 2}, SAME), "has the instruction"),
     "a dictionary": lambda: (({}, SAME), "has the instruction '}'"),
@@ -258,6 +258,28 @@ def test_memory_follows_the_size_of_the_file(tmp_path: Path, filler: bytes) -> N
         with pytest.raises(DataError, match=r"more than the \d+ instructions"):
             read_bin(path)
         assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + (4 << 20)
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("character", ["a", "\xff", "\U0001f600"])
+@pytest.mark.parametrize("protocol", [0, 2])
+def test_text_does_not_swell(tmp_path: Path, character: str, protocol: int) -> None:
+    text = "\xff\xd8\xff" + "a" * (2_000_000 if protocol else 6_000_000) + character
+    data = pickle.dumps(([b"x", b"x"], [True]), protocol)
+    written_text = (
+        b"V" + text.encode("raw-unicode-escape") + b"\n"
+        if protocol == 0
+        else b"X" + struct.pack("<I", len(text.encode())) + text.encode()
+    )
+    old = b"Vx\n" if protocol == 0 else b"X\x01\x00\x00\x00x"
+    assert old in data
+    path = written(tmp_path, data.replace(old, written_text))
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"image 0 is (damaged|not a JPEG)"):
+            read_bin(path)
+        assert tracemalloc.get_traced_memory()[1] < 2 * path.stat().st_size + (7 << 20)
     finally:
         tracemalloc.stop()
 
