@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,7 +23,6 @@ from bench.metrics import (
     clustered_mean,
     clustered_rate,
     eer,
-    lpips,
     mse,
     pair_rate,
     psnr,
@@ -30,6 +30,7 @@ from bench.metrics import (
     tar_at_far,
     verification_accuracy,
 )
+from bench.metrics.perceptual import Reference as PerceptualReference
 from bench.plan import Spec
 from bench.recognizers.base import CROP
 from bench.world import World
@@ -44,7 +45,6 @@ PIXELS = {
     "mse": "mse:rgb-uint8",
     "st-lpips": "lpips:st-alex-v0.0",
 }
-IDENTITY = {"similarity": "cosine", "sar-1": "sar-1", "sar-2": "sar-2", "rank-1": "rank-1"}
 RATES = {"sar-1", "sar-2", "rank-1"}
 LOWER_IS_CLOSER = {"mse", "st-lpips"}
 """Metrics whose smallest value is the best attack."""
@@ -89,6 +89,11 @@ class Scorer:
         self._originals = to_bytes(world.images(self._probes))
         self.identities = world.identities(self._probes)
 
+    @cached_property
+    def _perceptual(self) -> PerceptualReference:
+        """The originals, whose features all reconstructions are compared with."""
+        return PerceptualReference(self._originals.float() / 255)
+
     def probe_values(self, images: Tensor, shown: Indices | None = None) -> Values:
         """Return raw values per probe.
 
@@ -103,7 +108,7 @@ class Scorer:
             "ssim-luma": _floats(ssim(*pair, definition="wang11-valid-luma", data_range=255)),
             "psnr": _floats(psnr(*pair, data_range=255)),
             "mse": _floats(mse(*pair)),
-            "st-lpips": _floats(lpips(images.float() / 255, self._originals.float() / 255)),
+            "st-lpips": _floats(self._perceptual.lpips(images.float() / 255)),
         }
         for name in self._world.judges:
             for metric, column in self._identity_values(name, images, shown).items():
@@ -155,11 +160,17 @@ class Scorer:
         found = []
         for key, column in values.items():
             judge, _, metric = key.rpartition("/")
-            definition = IDENTITY[metric] if judge else PIXELS[metric]
+            definition = self._definition(judge, metric)
             estimate = self._estimate(metric, column)
             flags = self._flags(judge, metric)
             found.append(Score(metric, definition, estimate, judge or None, flags))
         return found
+
+    def _definition(self, judge: str, metric: str) -> str:
+        if not judge:
+            return PIXELS[metric]
+        own = metric == "similarity"
+        return self._world.judges[judge].similarity_definition if own else metric
 
     def _estimate(self, metric: str, column: NDArray[np.float64]) -> Estimate:
         known = ~np.isnan(column)

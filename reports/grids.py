@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections import defaultdict
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -94,6 +95,33 @@ def grids(run: Run) -> list[Grid]:
             if members:
                 found.append(album.grid(run.title(protection), threat, members, chosen))
     return found
+
+
+def overviews(found: Iterable[Grid]) -> list[Grid]:
+    """Return one grid per leak that holds every attack on every defense, for a README or a talk."""
+    by_leak: dict[str, list[Grid]] = defaultdict(list)
+    for grid in found:
+        if grid.detail:
+            by_leak[grid.title.partition(" · ")[0]].append(grid)
+    return [
+        Grid(
+            leak,
+            "",
+            (
+                members[0].strips[0],
+                *(
+                    replace(strip, name=f"{_defense(grid)}: {strip.name}, {grid.detail}")
+                    for grid in members
+                    for strip in grid.strips[1:]
+                ),
+            ),
+        )
+        for leak, members in by_leak.items()
+    ]
+
+
+def _defense(grid: Grid) -> str:
+    return grid.title.partition(" · ")[2].removesuffix(" (undefended)")
 
 
 class _Album:

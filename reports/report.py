@@ -22,7 +22,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from bench.metrics.definitions import Definition, definitions
 from reports.figures import Scatter, grid_figure, save, scatters
 from reports.findings import failures, findings, scale, summary
-from reports.grids import QUANTILES, RULE, Grid, grids
+from reports.grids import QUANTILES, RULE, Grid, grids, overviews
 from reports.numbers import unit
 from reports.run import Line, ReportError, Run, probes, read_run, visible
 from reports.tables import (
@@ -125,6 +125,8 @@ def _grids(run: Run, folder: Path) -> list[_Faces]:
         name = f"grid-{place:02d}-{_slug(grid.title)}-{grid.detail}".rstrip("-")
         save(grid_figure(grid), folder, name)
         found.append(_Faces(name, grid))
+    for grid in overviews(item.grid for item in found):
+        save(grid_figure(grid), folder, f"overview-{_slug(grid.title)}")
     return found
 
 

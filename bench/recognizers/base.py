@@ -27,6 +27,7 @@ class Recognizer(nn.Module, ABC):
     Attributes:
         name: Name in the registry.
         asset: Name of its weights among the assets.
+        similarity_definition: Id of the metric definition of `similarity`.
         weights_sha256: Hash of the file the weights came from.
         feature_shape: Shape (C, H, W) of the map at the cut.
         embedding_size: Length of an embedding.
@@ -35,6 +36,7 @@ class Recognizer(nn.Module, ABC):
 
     name: ClassVar[str]
     asset: ClassVar[str]
+    similarity_definition: ClassVar[str] = "cosine"
     weights_sha256: str
     feature_shape: tuple[int, int, int]
     embedding_size: int

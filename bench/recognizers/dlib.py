@@ -100,6 +100,7 @@ class DLib(Recognizer):
 
     name = "dlib"
     asset = "dlib-resnet"
+    similarity_definition = "negative-distance"
     embedding_size = 128
     feature_shape = (_STEM, 35, 35)
 
