@@ -1,0 +1,108 @@
+"""What tests share: a tiny world of real faces, and registries that a test may add to."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+# As the command line does, and before torch is imported: threads that wait must not spin.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import torch
+
+from bench.plan import Spec, parse_suite
+from bench.registry import ATTACKS, DATASETS, DEFENSES, RECOGNIZERS, REFERENCES
+from bench.store import Store
+from bench.world import World
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+SMALL = {"steps": 2, "width": 8}
+"""Training steps and channels in tests: enough to run every line, far too few to learn."""
+
+
+def pytest_configure() -> None:
+    """Share the cores among the workers of pytest-xdist."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+@pytest.fixture(scope="session")
+def quick() -> Callable[..., Spec]:
+    """Return a function that gives a plug-in with every training run cut down."""
+
+    def spec(kind: str, name: str, **parameters: Any) -> Spec:
+        registry = ATTACKS if kind == "attack" else DEFENSES
+        fields = [field.name for field in dataclasses.fields(registry.get(name))]
+        small = {key: SMALL[last] for key in fields if (last := key.split("_")[-1]) in SMALL}
+        return Spec(kind, name, tuple({**small, **parameters}.items()))
+
+    return spec
+
+
+@pytest.fixture(scope="session")
+def world(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Six victims, twenty attacker's and twenty defender's photos of ORL, before the real SFace."""
+    suite = parse_suite(
+        {
+            "name": "tiny",
+            "title": "The smallest world that has every role",
+            "dataset": "orl",
+            "recognizer": {"name": "sface"},
+            "fresh_instances": 2,
+            "query_budget": 40,
+            "split": {
+                "victims": 6,
+                "probes": 6,
+                "attacker_images": 20,
+                "defender_images": 20,
+                "gallery_people": 2,
+            },
+            "group": [
+                {
+                    "leak": "features",
+                    "defenses": [{"name": "none"}],
+                    "attacks": [{"name": "retrieval", "threats": ["transfer"]}],
+                }
+            ],
+        },
+        "tests/conftest.py",
+    )
+    return World(suite, 0, Store(tmp_path_factory.mktemp("store")), "cpu", None)
+
+
+@pytest.fixture(scope="session")
+def faces(world: World) -> Tensor:
+    """Aligned faces of the victims, (6, 3, 112, 112) in [0, 1]."""
+    return world.images(world.split.probes)
+
+
+@pytest.fixture
+def registries() -> Iterator[None]:
+    """Let a test register what it likes; afterwards it is forgotten."""
+    known = (ATTACKS, DEFENSES, REFERENCES, DATASETS, RECOGNIZERS)
+    before = [(r, dict(r._table()), dict(r._classes)) for r in known]
+    modules = set(sys.modules)
+    yield
+    for registry, entries, classes in before:
+        registry._entries, registry._classes = entries, classes
+    for name in set(sys.modules) - modules:
+        if name.startswith("veilbench_plugin_"):
+            del sys.modules[name]
+
+
+@pytest.fixture(scope="session")
+def lfw_root() -> Path:
+    """The folder that holds `lfw.tar` and `pairs.txt`."""
+    root = Path(os.environ.get("VEILBENCH_LFW") or Path(__file__).parents[2] / "shared" / "data")
+    if not (root / "lfw.tar").is_file():
+        pytest.skip(f"LFW is not at {root}: set VEILBENCH_LFW to the folder that holds lfw.tar")
+    return root

@@ -1,0 +1,203 @@
+"""What every registered defense promises; a new one is tested with no edit here."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.errors import UserError
+from bench.leaks import Leak
+from bench.registry import DEFENSES
+from bench.world import seeded
+from defenses.base import Defender, Defense
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from bench.plan import Spec
+    from bench.world import World
+
+NAMES = DEFENSES.names()
+CASES = [
+    pytest.param(name, leak, id=f"{name}-{leak}")
+    for name in NAMES
+    for leak in sorted(DEFENSES.get(name).leaks)
+]
+SWITCHES = {"eps", "strength"}
+"""Parameters that turn a defense off at 0."""
+
+SWITCHED = [
+    case
+    for case in CASES
+    if SWITCHES & {field.name for field in dataclasses.fields(DEFENSES.get(case.values[0]))}
+]
+
+
+class Lab:
+    """Instances of every defense and what they make of the victims' faces, each made once."""
+
+    def __init__(self, world: World, faces: Tensor, quick: Callable[..., Spec]) -> None:
+        self.world, self.faces, self._quick = world, faces, quick
+        self.clean = cache(lambda leak: world.recognizer.leaking(leak, faces))
+        self.fitted = cache(self.fit)
+        self.records = cache(self._records)
+
+    def fit(self, name: str, leak: Leak, seed: int = 1, **parameters: Any) -> Defense:
+        """Return a new instance fitted on the defender's images."""
+        team = self.world.defender
+        scene = Defender(leak, team.images, team.identities, self.world.recognizer, seed, "cpu")
+        with seeded(seed):
+            return self._quick("defense", name, **parameters).create().setup(scene)
+
+    def _records(self, name: str, leak: Leak, seed: int = 1, draw: int = 1) -> Tensor:
+        return self.protect(self.fitted(name, leak, seed), draw)
+
+    def protect(self, defense: Defense, draw: int = 1) -> Tensor:
+        """Return the records of the victims' faces."""
+        generator = torch.Generator().manual_seed(draw)
+        return defense.protect(self.clean(defense.leak), generator=generator)
+
+
+@pytest.fixture(scope="session")
+def lab(world: World, faces: Tensor, quick: Callable[..., Spec]) -> Lab:
+    return Lab(world, faces, quick)
+
+
+def state(defense: Defense) -> list[Tensor]:
+    """Return the tensors that an instance learned or drew, in a fixed order."""
+    found = []
+    for name, value in sorted(vars(defense).items()):
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, nn.Module) and name != "recognizer":
+            found += list(value.state_dict().values())
+    return found
+
+
+def differ(left: list[Tensor], right: list[Tensor]) -> bool:
+    return not all(torch.equal(a, b) for a, b in zip(left, right, strict=True))
+
+
+def documentation(name: str) -> str:
+    """Return the docstring of a class, and of those that it inherits parameters from."""
+    family = [kind for kind in DEFENSES.get(name).__mro__ if issubclass(kind, Defense)]
+    return "\n".join(inspect.cleandoc(kind.__doc__ or "") for kind in family)
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_records_are_one_finite_float_tensor_per_image(name: str, leak: Leak, lab: Lab) -> None:
+    before = lab.clean(leak).clone()
+    records = lab.records(name, leak)
+    assert records.shape[0] == len(lab.faces)
+    assert records.ndim >= 2
+    assert records.dtype == torch.float32
+    assert torch.isfinite(records).all()
+    assert not records.requires_grad
+    assert torch.equal(lab.clean(leak), before), "protect changed its input in place"
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_randomness_comes_from_the_generator_alone(name: str, leak: Leak, lab: Lab) -> None:
+    defense = lab.fitted(name, leak)
+    generator = torch.Generator().manual_seed(1)
+    start = generator.get_state()
+    with seeded(12345):
+        again = defense.protect(lab.clean(leak), generator=generator)
+    assert torch.equal(again, lab.records(name, leak))
+    drew = not torch.equal(start, generator.get_state())
+    assert torch.equal(again, lab.records(name, leak, draw=2)) != drew
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_another_seed_gives_other_secrets_where_the_docstring_names_some(
+    name: str, leak: Leak, lab: Lab
+) -> None:
+    learned = differ(state(lab.fitted(name, leak)), state(lab.fitted(name, leak, seed=2)))
+    # The same draw, so that only what was learned can make a difference.
+    same = torch.equal(lab.records(name, leak), lab.records(name, leak, seed=2))
+    assert same != learned
+    drawn = not torch.equal(lab.records(name, leak), lab.records(name, leak, draw=2))
+    denied = re.search(r"secrets?: none", documentation(name), re.IGNORECASE) is not None
+    assert (learned or drawn) != denied
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_secrets_are_fixed_by_the_seed(name: str, leak: Leak, lab: Lab) -> None:
+    again = lab.fit(name, leak)
+    assert not differ(state(again), state(lab.fitted(name, leak)))
+    assert torch.equal(lab.protect(again), lab.records(name, leak))
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_fresh_keeps_the_parameters_and_no_secret(name: str, leak: Leak, lab: Lab) -> None:
+    defense = lab.fitted(name, leak)
+    fresh = defense.fresh()
+    assert type(fresh) is type(defense)
+    assert fresh is not defense
+    assert fresh.parameters == defense.parameters
+    assert set(vars(fresh)) == set(fresh.parameters)
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_comparables_and_scores(name: str, leak: Leak, lab: Lab) -> None:
+    defense = lab.fitted(name, leak)
+    with torch.no_grad():
+        stored = defense.comparable(lab.records(name, leak))
+        generator = torch.Generator().manual_seed(2)
+        probes = defense.probe(lab.clean(leak), generator=generator)
+    assert stored.ndim == 2
+    assert len(stored) == len(lab.faces)
+    assert probes.shape == stored.shape
+    assert torch.isfinite(stored).all()
+    scores = defense.score(probes[:4], stored)
+    assert scores.shape == (4, len(lab.faces))
+    assert torch.isfinite(scores).all()
+    itself = defense.score(stored, stored)
+    assert (itself.diagonal() >= itself.max(1).values - 1e-5).all()
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_storage_is_positive_and_at_most_the_tensor(name: str, leak: Leak, lab: Lab) -> None:
+    shape = lab.records(name, leak).shape[1:]
+    assert 0 < lab.fitted(name, leak).bytes_per_record(shape) <= 4 * shape.numel()
+
+
+@pytest.mark.parametrize(("name", "leak"), SWITCHED)
+def test_strength_zero_stores_the_clean_object(name: str, leak: Leak, lab: Lab) -> None:
+    fields = {field.name for field in dataclasses.fields(DEFENSES.get(name))}
+    off = dict.fromkeys(SWITCHES & fields, 0)
+    assert torch.equal(lab.protect(lab.fit(name, leak, **off)), lab.clean(leak))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_parameters_are_checked(name: str) -> None:
+    kind, where = DEFENSES.get(name), f"defense {name!r}"
+    with pytest.raises(UserError, match=f"'no_such_thing' of {where}"):
+        kind.create(where, {"no_such_thing": 1})
+    for field in dataclasses.fields(kind):
+        with pytest.raises(UserError, match=f"'{field.name}.*' of {where}"):
+            kind.create(where, {field.name: object()})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_docstring_tells_leak_secret_weakness_and_parameters(name: str) -> None:
+    own = inspect.getdoc(DEFENSES.get(name)) or ""
+    for word in (r"\bleaks?:", r"\bsecrets?:", r"\bweakness(es)?\b"):
+        assert re.search(word, own, re.IGNORECASE), f"{word} is missing"
+    for field in dataclasses.fields(DEFENSES.get(name)):
+        assert re.search(rf"^\s*{field.name}: \S", documentation(name), re.MULTILINE)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_leaks_are_declared_and_listed(name: str) -> None:
+    leaks = DEFENSES.get(name).leaks
+    assert leaks
+    assert all(isinstance(leak, Leak) for leak in leaks)
+    assert set(DEFENSES.entry(name).traits) == set(leaks)
