@@ -182,12 +182,12 @@ def _search(
 ) -> Certificate:
     """Run passes over all impostor pairs until every band holds its order statistic."""
     passes, scored, largest_error, sigmas = 0, 0, 0.0, _SIGMAS
-    with _full_float32():
+    with _full_float32(), _threads_of_our_own() as cores:
         sample, screen = _prepare(population, genuine, bands, block)
         while bands:
             for band in bands:
                 band.place(*sample.bracket(band.rank, sigmas))
-            for catches in _scan(screen, bands, population):
+            for catches in _scan(screen, bands, population, cores if population.on_host else 1):
                 for band, catch in zip(bands, catches, strict=True):
                     band.take(catch)
                     scored += catch.scored
@@ -199,7 +199,9 @@ def _search(
     )
 
 
-def _scan(screen: Screen, bands: Sequence[Band], population: Population) -> Iterator[list[Catch]]:
+def _scan(
+    screen: Screen, bands: Sequence[Band], population: Population, cores: int
+) -> Iterator[list[Catch]]:
     """Yield what the bands find in each tile.
 
     Each core works on a tile of its own, from the product to the exact scores, so that none waits
@@ -213,17 +215,11 @@ def _scan(screen: Screen, bands: Sequence[Band], population: Population) -> Iter
         tile = screen.tile(*block, workspaces.mine)
         return [band.scan(tile, population) for band in bands]
 
-    cores = torch.get_num_threads()
-    pool = ThreadPoolExecutor(
-        cores if population.on_host else 1,
-        initializer=torch.set_num_threads,
-        initargs=(1,),
-    )
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
     try:
         yield from pool.map(scan, screen.blocks())
     finally:
         pool.shutdown(cancel_futures=True)
-        torch.set_num_threads(cores)
 
 
 def _prepare(
@@ -245,7 +241,6 @@ def _fastest_screen(
     places = np.linspace(0, population.count - 1, _TRIAL, dtype=np.int32)
     nobody = np.empty(0, np.int32)
     per_score = _seconds(partial(population.scores, places, places[::-1])) / _TRIAL
-    per_score /= torch.get_num_threads()
     seconds_per_pair = {}
     for screen in (Float32Screen, Int8Screen):
         trial = screen(units[torch.from_numpy(places)], (nobody, nobody), _TRIAL, _TRIAL)
@@ -258,13 +253,24 @@ def _fastest_screen(
 
 
 def _seconds(action: Callable[[], object]) -> float:
-    """Return the shortest of a few measurements, the one that other work disturbed least."""
+    """Return the shortest processor time of a few: what other work disturbs least."""
     times = []
     for _ in range(4):
-        start = time.perf_counter()
+        start = time.thread_time()
         action()
-        times.append(time.perf_counter() - start)
+        times.append(time.thread_time() - start)
     return min(times)
+
+
+@contextmanager
+def _threads_of_our_own() -> Iterator[int]:
+    """Keep torch from splitting single products among cores; yield how many cores it used."""
+    cores = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield cores
+    finally:
+        torch.set_num_threads(cores)
 
 
 @contextmanager

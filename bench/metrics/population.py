@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -10,14 +10,18 @@ import torch
 from torch import Tensor
 
 from bench.errors import MetricError
-from bench.metrics.arrays import TIE, Doubles, Floats, Integers, Numbers, as_floats, as_labels
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from bench.metrics.arrays import (
+    TIE,
+    Doubles,
+    Integers,
+    Numbers,
+    as_floats,
+    as_labels,
+    row_products,
+)
 
 Rows: TypeAlias = npt.NDArray[np.int32]
 
-_PAIRS_PER_CHUNK = 256  # four buffers that stay in a core's cache at d = 512
 _PAIRS_ON_DEVICE = 1 << 18
 _LONGEST = 1e30  # beyond, float32 cannot normalise
 
@@ -106,12 +110,9 @@ class Population:
 
     def _products(self, left: Integers, right: Integers) -> Doubles:
         """Return the float64 inner products of pairs of the caller's rows."""
-        products = np.empty(len(left))
         if self.on_host:
-            _fill_on_host(self._embeddings.numpy(), left, right, products)
-        else:
-            _fill_from_device(self._embeddings, left, right, products)
-        return products
+            return row_products(self._embeddings.numpy(), left, right)
+        return _row_products_on_device(self._embeddings, left, right)
 
 
 def on_host(tensor: Tensor) -> bool:
@@ -129,27 +130,10 @@ def _as_matrix(embeddings: Numbers) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(as_floats(embeddings, "embeddings", 2)))
 
 
-def _fill_on_host(rows: Floats, left: Integers, right: Integers, out: Doubles) -> None:
-    """Write the inner products of rows into `out`, chunk by chunk in the same small buffers."""
-    size = min(len(left), _PAIRS_PER_CHUNK)
-    picked = np.empty((2, size, rows.shape[1]), rows.dtype)
-    exact = np.empty(picked.shape)
-    for span in _spans(len(left), _PAIRS_PER_CHUNK):
-        count = span.stop - span.start
-        for side, places in enumerate((left, right)):
-            # mode="clip" lets NumPy write straight into `out`; the places are in range.
-            np.take(rows, places[span], axis=0, out=picked[side, :count], mode="clip")
-        np.copyto(exact, picked)
-        np.vecdot(exact[0, :count], exact[1, :count], out=out[span])
-
-
-def _fill_from_device(rows: Tensor, left: Integers, right: Integers, out: Doubles) -> None:
-    """Write the inner products of rows into `out`, computed where the rows are."""
-    for span in _spans(len(left), _PAIRS_ON_DEVICE):
+def _row_products_on_device(rows: Tensor, left: Integers, right: Integers) -> Doubles:
+    products = np.empty(len(left))
+    for start in range(0, len(left), _PAIRS_ON_DEVICE):
+        span = slice(start, start + _PAIRS_ON_DEVICE)
         pair = [rows[torch.from_numpy(p[span]).to(rows.device)].double() for p in (left, right)]
-        out[span] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
-
-
-def _spans(count: int, size: int) -> Iterator[slice]:
-    for start in range(0, count, size):
-        yield slice(start, min(start + size, count))
+        products[span] = (pair[0] * pair[1]).sum(dim=1).cpu().numpy()
+    return products
