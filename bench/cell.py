@@ -88,8 +88,9 @@ class Cells:
         world = self._world
         records = world.victim_records(cell.defense, cell.leak)
         attacker = self._attacker(cell, records.tensors["records"])
-        attack = self._trained_attack(cell, attacker)
         leaked = self._leaked(cell, records.tensors["records"])
+        check_readable(cell, attacker, leaked)
+        attack = self._trained_attack(cell, attacker)
         with seeded(derived_seed([self.fields(cell), "reconstruct"])):
             images = [
                 check_images(cell, attack.reconstruct(part.to(world.device)), len(part))
@@ -188,6 +189,22 @@ def _match(defense: Defense, stored: Tensor, seed: int, handles: Tensor, images:
         probes = defense.probe(clean, generator=generator)
         held = defense.comparable(stored[handles.cpu()].to(probes.device))
     return defense.score(probes, held).diagonal()
+
+
+def check_readable(cell: Cell, attacker: Attacker, leaked: Tensor) -> None:
+    """Refuse records that an attacker who knows no defense could not take for the clean object.
+
+    Raises:
+        ValueError: The shapes differ under `transfer`.
+    """
+    if cell.threat is Threat.TRANSFER:
+        clean = attacker.clean(attacker.images[:1]).shape[1:]
+        if leaked.shape[1:] != clean:
+            raise ValueError(
+                f"records of {cell.defense.name} have shape {list(leaked.shape[1:])} where the "
+                f"undefended {cell.leak} has {list(clean)}: without knowing the defense they "
+                "cannot be read"
+            )
 
 
 def check_images(cell: Cell, images: Tensor, count: int) -> Tensor:
