@@ -154,7 +154,7 @@ def all_pairs(
         else:
             threshold, false_accepts = band_of.get(k, top).order_statistic(k)
         points.append(
-            operating_point(far, threshold, genuine.scores, false_accepts, population.impostors)
+            operating_point(far, threshold, false_accepts, genuine.scores, population.impostors)
         )
     return AllPairs(
         points=points,

@@ -188,16 +188,14 @@ def tar_at_far(
     negatives = as_scores(impostor, "impostor")
     # One precision for both, or a threshold could round past an equal genuine score.
     dtype = np.result_type(positives, negatives)
+    positives = positives.astype(dtype, copy=False)
     targets = as_fars(fars)
     allowed = [allowed_errors(far, len(negatives)) for far in targets]
-    top = _largest(negatives.astype(dtype, copy=False), max(allowed) + 1)
-    positives = positives.astype(dtype, copy=False)
-    points = []
-    for far, k in zip(targets, allowed, strict=True):
-        threshold = _order_statistic(top, k)
-        false_accepts = int(np.count_nonzero(top > threshold))
-        points.append(operating_point(far, threshold, positives, false_accepts, len(negatives)))
-    return points
+    found = _order_statistics(negatives.astype(dtype, copy=False), set(allowed))
+    return [
+        operating_point(far, *found[k], positives, len(negatives))
+        for far, k in zip(targets, allowed, strict=True)
+    ]
 
 
 def threshold_at_fmr(impostor: Numbers, fmr: float) -> float:
@@ -214,7 +212,7 @@ def threshold_at_fmr(impostor: Numbers, fmr: float) -> float:
     """
     negatives = as_scores(impostor, "impostor")
     k = allowed_errors(as_fars(fmr)[0], len(negatives))
-    return float(_order_statistic(_largest(negatives, k + 1), k))
+    return float(_order_statistics(negatives, {k})[k][0])
 
 
 def roc(genuine: Numbers, impostor: Numbers) -> Roc:
@@ -309,15 +307,15 @@ def allowed_errors(rate: float, trials: int) -> int:
 
 
 def operating_point(
-    far: float, threshold: float | np.floating, genuine: Floats, false_accepts: int, impostors: int
+    far: float, threshold: float | np.floating, false_accepts: int, genuine: Floats, impostors: int
 ) -> OperatingPoint:
     """Return the operating point at a threshold.
 
     Args:
         far: The target.
         threshold: Scores above it are accepted.
-        genuine: (G,) genuine scores.
         false_accepts: Impostor scores above the threshold.
+        genuine: (G,) genuine scores.
         impostors: Number of impostor scores.
     """
     return OperatingPoint(
@@ -332,15 +330,20 @@ def operating_point(
     )
 
 
-def _order_statistic(descending: Floats, k: int) -> np.floating:
-    """Return the (k + 1)-th largest score, or minus infinity if there are only k."""
-    return descending[k] if k < len(descending) else descending.dtype.type(-np.inf)
+def _order_statistics(scores: Floats, ranks: set[int]) -> dict[int, tuple[np.floating, int]]:
+    """Return for each rank k the (k + 1)-th largest score and how many are above it.
 
-
-def _largest(scores: Floats, count: int) -> Floats:
-    """Return the `count` largest scores (all, if there are fewer) in descending order."""
-    start = max(len(scores) - count, 0)
-    return np.sort(np.partition(scores, start)[start:])[::-1]
+    If there are only k scores, minus infinity and k. Each rank is looked for among the scores that
+    the next higher rank left, so that all of them cost little more than the highest.
+    """
+    found = {}
+    for k in sorted(ranks, reverse=True):
+        if k == len(scores):
+            found[k] = scores.dtype.type(-np.inf), k
+        else:
+            scores = np.partition(scores, len(scores) - k - 1)[len(scores) - k - 1 :]
+            found[k] = scores[0], int(np.count_nonzero(scores > scores[0]))
+    return found
 
 
 def _count_above(ascending: Floats, thresholds: Floats) -> Integers:
