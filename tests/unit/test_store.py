@@ -1,0 +1,205 @@
+"""The store: computed once, whole or absent, and one sentence when the disk refuses."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import store as module
+from bench.errors import UserError
+from bench.store import Made, Store, StoreError, atomic_path, default_root
+
+FIELDS = {"seed": 1, "who": ["Ann", "Bob"]}
+
+
+def numbers() -> Made:
+    grid = torch.arange(12).reshape(3, 4)
+    tensors = {"grid": grid, "turned": grid.T, "half": torch.ones(2, dtype=torch.bfloat16)}
+    return tensors, {"rows": 3}
+
+
+def files(root: Path) -> list[Path]:
+    return sorted(path for path in root.rglob("*") if path.is_file())
+
+
+def test_an_artifact_is_made_once_and_read_afterwards(tmp_path: Path) -> None:
+    made = []
+
+    def make() -> Made:
+        made.append(1)
+        return numbers()
+
+    store = Store(tmp_path / "new" / "store")
+    first = store.artifact("records", FIELDS, make)
+    again = store.artifact("records", dict(reversed(FIELDS.items())), make)
+    other = Store(tmp_path / "new" / "store").artifact("records", FIELDS, make)
+    assert made == [1]
+    assert first.key == again.key == other.key
+    assert first.facts == again.facts == other.facts
+
+
+def test_tensors_and_facts_come_back_as_they_were(tmp_path: Path) -> None:
+    found = Store(tmp_path).artifact("records", FIELDS, numbers)
+    wanted, _ = numbers()
+    assert found.tensors.keys() == wanted.keys()
+    for name, tensor in wanted.items():
+        assert found.tensors[name].dtype == tensor.dtype
+        assert torch.equal(found.tensors[name], tensor)
+    assert found.facts.keys() == {"rows", "seconds"}
+    assert found.facts["rows"] == 3
+    assert found.facts["seconds"] >= 0
+
+
+def test_another_stage_or_field_is_another_artifact(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    keys = {
+        store.artifact(stage, fields, numbers).key
+        for stage, fields in (
+            ("records", FIELDS),
+            ("crops", FIELDS),
+            ("records", {**FIELDS, "seed": 2}),
+            ("records", {**FIELDS, "more": None}),
+        )
+    }
+    assert len(keys) == 4
+    assert len(files(tmp_path)) == 8
+
+
+def test_a_new_schema_leaves_the_old_artifacts_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Store(tmp_path).artifact("records", FIELDS, numbers)
+    monkeypatch.setattr(module, "SCHEMA", module.SCHEMA + 1)
+    assert Store(tmp_path).artifact("records", FIELDS, numbers).key != old.key
+
+
+def test_what_was_keyed_is_written_beside_the_tensors(tmp_path: Path) -> None:
+    key = Store(tmp_path).artifact("records", FIELDS, numbers).key
+    folder = tmp_path / "records" / key[:2]
+    assert files(tmp_path) == [folder / f"{key}.json", folder / f"{key}.safetensors"]
+    note = json.loads((folder / f"{key}.json").read_text())
+    assert {name: note["key"][name] for name in FIELDS} == FIELDS
+
+
+def test_a_failure_while_making_leaves_nothing(tmp_path: Path) -> None:
+    def fail() -> Made:
+        raise ZeroDivisionError("the plug-in's own")
+
+    with pytest.raises(ZeroDivisionError, match="the plug-in's own"):
+        Store(tmp_path).artifact("records", FIELDS, fail)
+    assert files(tmp_path) == []
+    assert Store(tmp_path).artifact("records", FIELDS, numbers).facts["rows"] == 3
+
+
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (errno.ENOSPC, r"no space left on the disk of the store .*: free some, or .*--store; what"),
+        (errno.EROFS, r"store .* cannot be written \(Read-only file system\): give .* --store\.$"),
+        (errno.EACCES, r"store .* cannot be written \(Permission denied\): give .* --store\.$"),
+    ],
+)
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+def test_a_disk_that_refuses_ends_in_one_sentence_and_leaves_nothing(
+    number: int, sentence: str, call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os if call == "fsync" else Path, call, refuse)
+        with pytest.raises(StoreError, match=sentence) as caught:
+            Store(tmp_path).artifact("records", FIELDS, numbers)
+    assert str(tmp_path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert files(tmp_path) == []
+
+
+def test_a_store_below_a_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match=r"store .*file/store cannot be written \(Not a directory"):
+        Store(tmp_path / "file" / "store").artifact("records", FIELDS, numbers)
+
+
+def test_store_errors_are_for_the_user() -> None:
+    assert issubclass(StoreError, UserError)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff\xff\xff\xff\xff\xff\xff{}"])
+def test_a_damaged_artifact_is_named_with_the_mend(
+    suffix: str, content: bytes, tmp_path: Path
+) -> None:
+    store = Store(tmp_path)
+    store.artifact("records", FIELDS, numbers)
+    [path] = [path for path in files(tmp_path) if path.suffix == suffix]
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match=r"artifact .* cannot be read \(.*\): delete it and run"):
+        store.artifact("records", FIELDS, numbers)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_half_an_artifact_is_made_again(suffix: str, tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.artifact("records", FIELDS, numbers)
+    [path] = [path for path in files(tmp_path) if path.suffix == suffix]
+    path.unlink()
+    assert torch.equal(
+        store.artifact("records", FIELDS, numbers).tensors["grid"], numbers()[0]["grid"]
+    )
+    assert path.is_file()
+
+
+# --- atomic files -------------------------------------------------------------------------------
+
+
+def test_an_atomic_file_appears_when_it_is_whole(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    target.write_text("old")
+    with atomic_path(target) as path:
+        path.write_text("new")
+        assert target.read_text() == "old"
+        assert path.parent == target.parent
+    assert target.read_text() == "new"
+    assert files(tmp_path) == [target]
+    assert target.stat().st_mode & 0o777 == 0o644
+
+
+def test_an_atomic_file_that_fails_leaves_the_old_one(tmp_path: Path) -> None:
+    target = tmp_path / "page.html"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt), atomic_path(target) as path:  # noqa: PT012
+        path.write_text("ne")
+        raise KeyboardInterrupt
+    assert target.read_text() == "old"
+    assert files(tmp_path) == [target]
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+from bench import store
+store.save_file = lambda tensors, path: (Path(path).write_bytes(b"half"), os.kill(os.getpid(), 9))
+store.Store(Path(sys.argv[1])).artifact("records", {"a": 1}, lambda: ({"x": torch.ones(1)}, {}))
+"""
+
+
+def test_a_run_that_is_killed_while_writing_leaves_no_artifact(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True)
+    assert done.returncode == -9, done.stderr
+    assert [path.suffix for path in files(tmp_path)] == [".part"]
+    made = Store(tmp_path).artifact("records", {"a": 1}, numbers)
+    assert torch.equal(made.tensors["grid"], numbers()[0]["grid"])
+
+
+def test_the_default_store_is_a_folder_of_the_user() -> None:
+    assert default_root().name == "veilbench"
+    assert default_root().is_absolute()
