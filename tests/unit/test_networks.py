@@ -1,0 +1,163 @@
+"""The decoders and the training loop that attackers and defenders share."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from bench.networks import (
+    MapDecoder,
+    Standardize,
+    TemplateDecoder,
+    channel_statistics,
+    half_precision,
+    train,
+)
+from bench.recognizers.base import best_cpu_precision
+from bench.threats import Pairs
+from bench.world import seeded
+
+
+def numbers(*shape: int, seed: int = 0) -> Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def map_decoder(*shape: int) -> MapDecoder:
+    with seeded(0):
+        return MapDecoder(shape, 4, torch.zeros(shape[0]), torch.ones(shape[0])).eval()
+
+
+@pytest.mark.parametrize(
+    "shape", [(64, 56, 56), (3, 112, 112), (189, 112, 112), (3, 14, 14), (5, 7, 9), (1, 120, 112)]
+)
+def test_records_of_any_size_become_images(shape: tuple[int, int, int]) -> None:
+    with torch.no_grad():
+        images = map_decoder(*shape)(numbers(2, *shape))
+    assert images.shape == (2, 3, 112, 112)
+    assert images.dtype == torch.float32
+    assert images.min() > 0
+    assert images.max() < 1
+
+
+@pytest.mark.parametrize("size", [1, 64, 128])
+def test_templates_become_images(size: int) -> None:
+    with torch.no_grad():
+        images = TemplateDecoder(size, 8).eval()(numbers(2, size))
+    assert images.shape == (2, 3, 112, 112)
+    assert images.min() >= 0
+    assert images.max() <= 1
+
+
+def test_a_decoder_treats_every_record_alone() -> None:
+    records = numbers(3, 8, 56, 56)
+    decoder = map_decoder(8, 56, 56)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(records)[1:2], decoder(records[1:2]))
+
+
+def test_a_decoder_standardises_its_records() -> None:
+    records = numbers(2, 6, 56, 56)
+    mean, deviation = numbers(6, seed=1), numbers(6, seed=2) + 0.5
+    with seeded(0):
+        scaled = MapDecoder((6, 56, 56), 4, mean, deviation).eval()
+    moved = records * deviation.reshape(-1, 1, 1) + mean.reshape(-1, 1, 1)
+    with torch.no_grad():
+        torch.testing.assert_close(scaled(moved), map_decoder(6, 56, 56)(records))
+
+
+def test_standardize_undoes_itself_and_survives_a_constant_channel() -> None:
+    mean, deviation = torch.tensor([3.0, -1.0]), torch.tensor([2.0, 0.0])
+    layer = Standardize(mean, deviation)
+    x = numbers(2, 2, 5, 5)
+    torch.testing.assert_close(layer(x)[:, 0], (x[:, 0] - 3) / 2)
+    assert torch.isfinite(layer(x)).all()
+    torch.testing.assert_close(layer.undo(layer(x)), x)
+    assert not list(layer.parameters())
+    assert set(layer.state_dict()) == {"mean", "deviation"}
+
+
+@pytest.mark.parametrize("shape", [(9, 4), (9, 4, 5, 6), (9, 1, 2)])
+def test_channel_statistics(shape: tuple[int, ...]) -> None:
+    records = numbers(*shape)
+    mean, deviation = channel_statistics(records)
+    columns = records.transpose(0, 1).flatten(1).double()
+    torch.testing.assert_close(mean.double(), columns.mean(1))
+    torch.testing.assert_close(deviation.double(), columns.std(1))
+
+
+# --- training -----------------------------------------------------------------------------------
+
+
+class Shade(nn.Module):
+    """An image of one color, a linear function of the record."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.paint = nn.Linear(3, 3)
+        self.seen: list[Tensor] = []
+
+    def forward(self, records: Tensor) -> Tensor:
+        if self.training:
+            self.seen.append(records.detach().clone())
+        return self.paint(records)[:, :, None, None].float().expand(-1, -1, 4, 4)
+
+
+def shades(count: int = 6, shift: float = 0) -> Pairs:
+    records = numbers(count, 3) + shift
+    return Pairs(records, records[:, :, None, None].expand(-1, -1, 4, 4) - shift)
+
+
+def trained(*pools: Pairs, seed: int = 0, steps: int = 150) -> Shade:
+    with seeded(seed):
+        return train(Shade(), pools, steps=steps, rate=0.05)  # type: ignore[return-value]
+
+
+def test_training_learns_and_hands_back_a_frozen_network() -> None:
+    pairs = shades()
+    network = trained(pairs)
+    assert (network(pairs.records) - pairs.images).abs().mean() < 0.05
+    assert not network.training
+    assert not any(parameter.requires_grad for parameter in network.parameters())
+
+
+def test_training_is_fixed_by_the_global_seed() -> None:
+    one, again, other = trained(shades(), steps=5), trained(shades(), steps=5), None
+    assert torch.equal(one.paint.weight, again.paint.weight)
+    other = trained(shades(), steps=5, seed=1)
+    assert not torch.equal(one.paint.weight, other.paint.weight)
+
+
+def test_training_draws_from_all_pools_and_more_than_they_hold() -> None:
+    network = trained(shades(count=2), shades(count=2, shift=100), steps=20)
+    assert all(len(records) == 32 for records in network.seen)
+    far = [bool((records > 50).all()) for records in network.seen]
+    near = [bool((records < 50).all()) for records in network.seen]
+    assert [a != b for a, b in zip(far, near, strict=True)] == [True] * 20
+    assert 0 < sum(far) < 20
+
+
+def test_one_step_is_enough_to_train() -> None:
+    before = trained(shades(), steps=1)
+    assert len(before.seen) == 1
+    assert torch.isfinite(before.paint.weight).all()
+
+
+def test_the_loss_is_the_callers() -> None:
+    with seeded(0):
+        network = train(
+            Shade(),
+            [shades()],
+            steps=150,
+            rate=0.05,
+            loss=lambda made, _: (made - 3).square().mean(),
+        )
+    assert (network(shades().records) - 3).abs().mean() < 1
+
+
+def test_half_precision_is_used_where_it_is_native() -> None:
+    with half_precision("cpu"):
+        made = numbers(2, 3) @ numbers(3, 2)
+    wanted = torch.bfloat16 if best_cpu_precision() == "bfloat16" else torch.float32
+    assert made.dtype == wanted
+    assert (numbers(2, 3) @ numbers(3, 2)).dtype == torch.float32
