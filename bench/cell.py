@@ -75,7 +75,13 @@ class Cells:
     def _scored(self, key: str, images: Tensor, shown: Indices | None) -> Values:
         world = self._world
         judges = [recognizer_fields(judge) for judge in world.judges.values()]
-        fields = {"images": key, "judges": judges, "fmr": world.suite.fmr, "scene": world.scene}
+        fields = {
+            "images": key,
+            "judges": judges,
+            "fmr": world.suite.fmr,
+            "scene": world.scene,
+            "source": source_fingerprint("bench.scoring"),
+        }
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             values = self.scorer.probe_values(images, shown)
@@ -156,7 +162,7 @@ class Cells:
         mates = world.split.other_photos
         fields = {
             "reference": name,
-            "source": source_fingerprint(kind),
+            "source": source_fingerprint(kind.__module__),
             "scene": world.scene,
             "attacker": world.attacker.content,
             "seed": world.seed,

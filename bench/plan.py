@@ -122,7 +122,7 @@ class Spec:
     @cached_property
     def fields(self) -> dict[str, Any]:
         """What identifies it in a key: name, parameters, and source."""
-        fingerprint = source_fingerprint(self._registry.get(self.name))
+        fingerprint = source_fingerprint(self._registry.get(self.name).__module__)
         return {"name": self.name, "parameters": self.parameters, "source": fingerprint}
 
 
@@ -255,18 +255,16 @@ def narrowed(
     for group in suite.group:
         kept_defenses = _kept_defenses(group, defenses) if defenses else group.defenses
         kept_attacks = _kept_attacks(group, attacks) if attacks else group.attacks
-        if (kept_attacks and any(item.name != "none" for item in kept_defenses)) or not defenses:
-            groups.append(
-                group.model_copy(update={"defenses": kept_defenses, "attacks": kept_attacks})
-            )
-    groups = [group for group in groups if group.attacks and group.defenses]
+        asked_for = not defenses or any(item.name in defenses for item in kept_defenses)
+        if kept_attacks and asked_for:
+            changes = {"defenses": kept_defenses, "attacks": kept_attacks}
+            groups.append(group.model_copy(update=changes))
     if not groups:
         raise SuiteError(
             f"Nothing in the suite {suite.name} fits {', '.join([*defenses, *attacks])}: "
             "no group has a leak that they work on."
         )
-    changes = {"group": tuple(groups), "dataset": dataset or suite.dataset}
-    return suite.model_copy(update=changes)
+    return suite.model_copy(update={"group": tuple(groups), "dataset": dataset or suite.dataset})
 
 
 def _kept_defenses(group: Group, names: Sequence[str]) -> tuple[Named, ...]:

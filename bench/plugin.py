@@ -13,6 +13,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.errors import UserError
 
+PLUGIN_CODE = ("attacks.", "defenses.", "bench.networks", "bench.recognizers.", "bench.metrics.")
+"""Modules whose source can change what a plug-in computes; a change recomputes what used them."""
+
 
 class Plugin:
     """Base of attacks and defenses: a dataclass whose fields are its parameters.
@@ -51,23 +54,22 @@ class Plugin:
         return {item.name: getattr(self, item.name) for item in dataclasses.fields(self)}  # type: ignore[arg-type]
 
 
-def source_fingerprint(plugin: type) -> str:
-    """Return the sha256 of the source of a plug-in and of the plug-in modules that it uses."""
+def source_fingerprint(module_name: str) -> str:
+    """Return the sha256 of the source of an imported module and of the plug-in code it uses."""
     digest = hashlib.sha256()
-    for path in sorted(_source_files(plugin.__module__, set())):
+    # In the order of names, not of paths: where a package is installed changes nothing.
+    for _, path in sorted(_source_files(module_name, {}).items()):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
-def _source_files(module_name: str, seen: set[str]) -> set[Path]:
-    """Return the files of a module and, transitively, of the attacks and defenses it imports."""
-    if module_name in seen:
-        return set()
-    seen.add(module_name)
-    module = sys.modules[module_name]
-    files = {Path(inspect.getfile(module))}
-    for value in vars(module).values():
-        used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-        if isinstance(used, str) and used.partition(".")[0] in {"attacks", "defenses"}:
-            files |= _source_files(used, seen)
-    return files
+def _source_files(module_name: str, found: dict[str, Path]) -> dict[str, Path]:
+    """Return the files of a module and, transitively, of the plug-in code that it imports."""
+    if module_name not in found:
+        module = sys.modules[module_name]
+        found[module_name] = Path(inspect.getfile(module))
+        for value in vars(module).values():
+            used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+            if isinstance(used, str) and used.startswith(PLUGIN_CODE):
+                _source_files(used, found)
+    return found

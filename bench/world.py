@@ -29,6 +29,7 @@ from bench.leaks import Leak
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
 from bench.plan import Named, Spec, Suite
+from bench.plugin import source_fingerprint
 from bench.recognizers.base import Recognizer
 from bench.registry import DATASETS, RECOGNIZERS
 from bench.store import Artifact, Store
@@ -323,6 +324,7 @@ def recognizer_fields(recognizer: Recognizer) -> dict[str, Any]:
         "weights": recognizer.weights_sha256,
         "cut": list(recognizer.feature_shape),
         "precision": recognizer.precision,
+        "source": source_fingerprint(type(recognizer).__module__),
     }
 
 

@@ -6,10 +6,8 @@ import re
 import tarfile
 from pathlib import Path, PurePosixPath
 
-import numpy as np
-
-from bench.datasets import pairs as pair_lists
 from bench.datasets.base import Dataset, PairList, Photo
+from bench.datasets.folder import listed_pairs
 from bench.datasets.images import MAX_BYTES, reading
 from bench.errors import DataError
 from bench.registry import DATASETS
@@ -64,23 +62,8 @@ class LFW(Dataset):
         Raises:
             DataError: The list cannot be read, or names an image that is not there.
         """
-        path = self._root / "pairs.txt"
-        listed = pair_lists.parse_pairs(path)
         position = {photo.key: index for index, photo in enumerate(self.photos)}
-
-        def find(images: list[tuple[str, int]]) -> list[int]:
-            keys = [pair_lists.file_name(*image) for image in images]
-            for key in keys:
-                if key not in position:
-                    raise DataError(
-                        f"{path} names {key}, which is not in {self._root}: restore the image, "
-                        "since dropping its pair would change the protocol."
-                    )
-            return [position[key] for key in keys]
-
-        return PairList(
-            np.array(find(listed.left)), np.array(find(listed.right)), listed.same, listed.folds
-        )
+        return listed_pairs(self._root / "pairs.txt", position)
 
 
 def _tar_members(path: Path) -> dict[str, tuple[Path, int, int]]:
