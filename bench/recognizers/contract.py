@@ -76,7 +76,7 @@ class Contract(Plugin):
         return (images * 255 - self.offset) / self.scale
 
     def __str__(self) -> str:
-        low, high = (-self.offset / self.scale, (255 - self.offset) / self.scale)
+        low, high = ((value - self.offset) / self.scale for value in (0, 255))
         _, height, width = self.shape
         return f"{self.color}, {low:.4g} to {high:.4g}, {self.crop} crop {width}x{height}"
 
