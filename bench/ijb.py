@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bench.errors import MetricError
+from bench.metrics.arrays import as_floats
 from bench.metrics.identification import Identification, OpenSetPoint, identification
 from bench.metrics.templates import Templates, pair_scores, pool_templates
 from bench.metrics.verification import OperatingPoint, tar_at_far
@@ -79,12 +80,13 @@ def pool(
             they are needed, or a template without a direction.
     """
     faces = one_to_one.faces
-    if len(features) != len(faces.images):
-        raise MetricError(f"features has {len(features)} rows for {len(faces.images)} crops")
+    rows = as_floats(features, "features", 2)
+    if len(rows) != len(faces.images):
+        raise MetricError(f"features has {len(rows)} rows for {len(faces.images)} crops")
     if pooling.flip and flipped is None:
         raise MetricError(f"pooling {pooling} needs the features of the mirror images as flipped")
     return pool_templates(
-        features,
+        rows,
         faces.templates,
         faces.media,
         keep_norm=pooling.norm,
