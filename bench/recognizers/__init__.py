@@ -1,0 +1,1 @@
+"""Face recognisers: targets of attacks and judges of reconstructions."""
