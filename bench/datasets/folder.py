@@ -76,9 +76,10 @@ class Folder(Dataset):
         for index, photo in enumerate(self.photos):
             key = str(PurePosixPath(photo.key).with_suffix(".jpg"))
             if position.setdefault(key, index) != index:
+                other = self.photos[position[key]].key
                 raise DataError(
-                    f"{self._root} has both {self.photos[position[key]].key} and {photo.key}, which "
-                    "pairs.txt cannot tell apart: rename one of them."
+                    f"{self._root} has both {other} and {photo.key}, which pairs.txt cannot tell "
+                    "apart: rename one of them."
                 )
         return position
 
@@ -137,7 +138,7 @@ def _visible(folder: Path, root: Path) -> list[Path]:
         ) from error
     for path in paths:
         if not path.name.isprintable():
-            raise DataError(f"{folder} holds {ascii(path.name)}: rename it to printable text.")
+            raise DataError(f"{folder} holds {path.name!a}: rename it to printable text.")
         if path.is_symlink() and not _stays(path, root):
             raise DataError(
                 f"{path} is a link that leads nowhere or out of {root}: copy the file there."
