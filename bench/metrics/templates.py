@@ -103,21 +103,25 @@ def pool_templates(
         if parts[1].shape != plain.shape:
             raise MetricError(f"flipped has shape {parts[1].shape} and features {plain.shape}")
     if not keep_norm:
-        weights /= _norms(parts)
+        norms = _norms(parts)
+        if not (norms > 0).all():
+            row = int(np.argmin(norms > 0))
+            raise MetricError(f"row {row} of features is zero or not a number: it has no direction")
+        weights /= norms
     if detector_scores is not None:
         weights *= _as_weights(detector_scores, count)
 
     order = np.argsort(template, kind="stable")
     images = np.bincount(template)
     sums = _weighted_sums(parts, weights, order, np.cumsum(images) - images)
-    norms = np.linalg.norm(sums.astype(np.float64), axis=1)
+    norms = _norms([sums])
     usable = (norms > 0) & np.isfinite(norms)
     if not usable.all():
         broken = ids[np.argmin(usable)].item()
         raise MetricError(f"the features of template {broken!r} sum to zero or are not finite")
     return Templates(
         ids=ids,
-        embeddings=(sums / norms[:, None]).astype(plain.dtype),
+        embeddings=np.divide(sums, norms[:, None].astype(sums.dtype), out=sums),
         variant=f"N{keep_norm:d}D{detector_scores is not None:d}F{flipped is not None:d}",
         images=images,
         media=np.bincount(template[first]),
@@ -164,14 +168,11 @@ def pair_scores(embeddings: Numbers, left: Numbers, right: Numbers) -> Floats:
 
 
 def _norms(parts: list[Floats]) -> Doubles:
-    """Return the norm of each image's feature, the sum of the parts."""
+    """Return the norm of each row of the sum of the parts."""
     squares = np.zeros(len(parts[0]))
     for one in parts:
         for other in parts:
-            squares += np.einsum("ij,ij->i", one, other)
-    if not (squares > 0).all():
-        row = int(np.argmin(squares > 0))
-        raise MetricError(f"row {row} of features is zero or not a number: it has no direction")
+            squares += np.einsum("ij,ij->i", one, other, dtype=np.float64)
     return np.sqrt(squares)
 
 

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 # Doddington's rule: with 30 errors a rate is within 30 % of the truth with 90 % confidence.
 RULE_OF_30 = 30
 
+_STRIDE = 251  # a prime, so that lists with a period are sampled evenly
+
 
 @dataclass(frozen=True)
 class OperatingPoint:
@@ -341,9 +343,23 @@ def _order_statistics(scores: Floats, ranks: set[int]) -> dict[int, tuple[np.flo
         if k == len(scores):
             found[k] = scores.dtype.type(-np.inf), k
         else:
-            scores = np.partition(scores, len(scores) - k - 1)[len(scores) - k - 1 :]
+            scores = _largest(scores, k + 1)
             found[k] = scores[0], int(np.count_nonzero(scores > scores[0]))
     return found
+
+
+def _largest(scores: Floats, count: int) -> Floats:
+    """Return the `count` largest scores, the lowest of them first."""
+    # What is surely too low according to a sample need not be partitioned. If the sample misleads,
+    # too few are left, and all are partitioned.
+    sample = scores[::_STRIDE]
+    floor = len(sample) - int(1.2 * count / _STRIDE) - 20
+    if floor > 0:
+        candidates = scores[scores > np.partition(sample, floor)[floor]]
+        if len(candidates) >= count:
+            scores = candidates
+    start = len(scores) - count
+    return np.partition(scores, start)[start:]
 
 
 def _count_above(ascending: Floats, thresholds: Floats) -> Integers:

@@ -55,6 +55,19 @@ class TestTarAtFar:
         expected = by_full_sort(genuine, impostor, far)
         assert (point.threshold, point.false_accepts, point.tar) == expected
 
+    @pytest.mark.parametrize("order", ["random", "ascending", "descending", "misleading"])
+    def test_long_lists_in_any_order(self, order):
+        impostor = np.random.default_rng(0).normal(size=50_000)
+        if order != "random":
+            impostor.sort()
+        if order == "descending":
+            impostor = impostor[::-1]
+        if order == "misleading":
+            impostor[::251] = 9
+        for point in tar_at_far([0.0, 2.0], impostor, (0.5, *FARS)):
+            expected = by_full_sort([0.0, 2.0], impostor, point.far)
+            assert (point.threshold, point.false_accepts, point.tar) == expected
+
     @given(scores, scores, st.lists(rates, min_size=2, max_size=5))
     def test_grows_with_the_target_and_never_overshoots(self, genuine, impostor, fars):
         points = tar_at_far(genuine, impostor, sorted(fars))
