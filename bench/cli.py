@@ -162,6 +162,32 @@ def doctor() -> None:
     typer.echo(checkup.describe())
 
 
+data = typer.Typer(no_args_is_help=True, help="Look at sets of face images before using them.")
+app.add_typer(data, name="data")
+
+
+@data.command("check")
+def check_data(
+    sets: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="NAME_OR_FILE...",
+            help="Registered datasets, .bin and .rec files, folders of IJB's lists or of people.",
+        ),
+    ],
+    data_root: Annotated[
+        Path | None, typer.Option(help="Folder of a dataset that is not shipped, such as lfw.")
+    ] = None,
+) -> None:
+    """Show what sets hold; exit with 1 if two of them share a person or a photo."""
+    from bench.datasets.check import check
+
+    report, clean = check(sets, data_root)
+    typer.echo(report)
+    if not clean:
+        raise typer.Exit(1)
+
+
 def _load(plugins: list[Path] | None) -> None:
     from bench.registry import load_plugin
 
