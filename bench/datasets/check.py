@@ -5,11 +5,11 @@ a letter, such as the labels of a `.rec`, number the people of one set and are n
 
 Photos are compared by the signs of low frequencies of the gray image scaled to 32x32: 64 bits find
 candidates (at most `MAX_DISTANCE` differ), 256 bits confirm them. Measured on 7,701 aligned LFW
-faces, this finds every copy that was scaled by half or two, blurred by noise (sigma 5) or encoded
-again at JPEG quality 50, and 8 of 10 with another brightness or gamma, and confirms none of 29.7
-million pairs of different files. It finds few copies that are cropped or aligned differently, and
-none that are mirrored or rotated: clean means that no copy was found, not that there is none. IJB's
-crops are not read.
+faces: every copy is found that was scaled by half or two, has noise (sigma 5) or was encoded again
+at JPEG quality 50; 94 % with a fifth more contrast and brightness, 84 % at gamma 1.5, 75 % without
+a margin of one pixel; and none of the 29.6 million pairs of different files counts as a copy. Not
+found are copies that are mirrored, rotated, cropped by more, or aligned differently: clean means
+that no copy was found, not that there is none. IJB's crops are not read.
 
 A set takes 40 bytes per photo in memory, and images are read one at a time.
 """
