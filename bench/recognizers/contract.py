@@ -115,6 +115,7 @@ class ContractRecognizer(Recognizer):
         return functional.normalize(embeddings.sum(0), dim=1)
 
     def _run(self, half: nn.Module, x: Tensor) -> Tensor:
+        x = x.contiguous(memory_format=torch.channels_last)
         enabled = self.precision == "bfloat16"
         with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=enabled):
             result: Tensor = half(x)

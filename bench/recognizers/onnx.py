@@ -34,6 +34,7 @@ from bench.recognizers.contract import (
     read_weights,
     reference_faces,
 )
+from bench.recognizers.sface import _FrozenPReLUFunction
 from bench.registry import RECOGNIZERS
 
 Attributes = dict[str, Any]
@@ -488,8 +489,10 @@ def _batch_norm(
 
 
 def _prelu(a: Attributes, x: Tensor, slope: Tensor) -> Tensor:
-    # Not functional.prelu: its backward also sums the gradient of the slopes.
-    return torch.where(x > 0, x, x * slope.to(x.dtype))
+    if slope.shape == (x.shape[1], 1, 1):
+        result: Tensor = _FrozenPReLUFunction.apply(x, slope.flatten().to(x.dtype))
+        return result
+    return x.relu() + slope.to(x.dtype) * x.clamp(max=0)
 
 
 def _divide(a: Attributes, x: Tensor, y: Tensor) -> Tensor:
