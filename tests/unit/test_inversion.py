@@ -1,0 +1,232 @@
+"""What each built-in attack computes, on records whose inverse is known."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import Ridge as SklearnRidge
+from torch import Tensor
+
+from attacks.gradient import face_subspace
+from attacks.ridge import Ridge
+from bench.leaks import Leak
+from bench.networks import half_precision
+from bench.recognizers.base import Recognizer
+from bench.registry import ATTACKS
+from bench.threats import Attacker, Held, Meter, Threat
+from bench.world import seeded
+
+if TYPE_CHECKING:
+    from attacks.base import Attack
+    from bench.world import World
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def queried(images: Tensor, records: Tensor, leak: Leak = Leak.TEMPLATE) -> Attacker:
+    """Return an attacker whose queries answer its images with the given records."""
+    meter = Meter(lambda _: records, len(images), "query")
+    names = np.array(["somebody"] * len(images))
+    return Attacker(Threat.QUERY, leak, images, names, seed=0, device="cpu", query=meter)
+
+
+def fitted(name: str, attacker: Attacker, **parameters: Any) -> Attack:
+    attack = ATTACKS.get(name).create(f"attack {name!r}", parameters)
+    with seeded(0):
+        attack.fit(attacker)
+    return attack
+
+
+@pytest.fixture(scope="module")
+def own(world: World) -> Tensor:
+    return world.attacker.images
+
+
+# --- ridge regression ---------------------------------------------------------------------------
+
+
+def test_linear_is_ridge_regression(own: Tensor) -> None:
+    records = normal(len(own), 12)
+    attack = fitted("linear", queried(own, records), ridge=0.4)
+    centered = (records - records.mean(0)).double()
+    penalty = 0.4 * float(centered.square().sum(0).mean())
+    reference = SklearnRidge(alpha=penalty).fit(records.double(), own.flatten(1).double())
+    probes = normal(3, 12, seed=1)
+    wanted = torch.from_numpy(reference.predict(probes.double())).clamp(0, 1).float()
+    torch.testing.assert_close(attack.reconstruct(probes).flatten(1), wanted, rtol=0, atol=1e-5)
+
+
+def test_linear_learns_from_all_pairs(world: World, own: Tensor) -> None:
+    def held(shift: float) -> Held:
+        return Held(object(), lambda: normal(len(own), 5) + shift)  # type: ignore[arg-type]
+
+    attacker = Attacker(
+        Threat.ADAPTIVE,
+        Leak.TEMPLATE,
+        own,
+        world.attacker.identities,
+        seed=0,
+        device="cpu",
+        recognizer=world.recognizer,
+        fresh=[held(0), held(10)],
+    )
+    mean = fitted("linear", attacker).record_mean
+    torch.testing.assert_close(mean, (normal(len(own), 5) + 5).double().mean(0))
+
+
+def test_ridge_undoes_a_linear_map() -> None:
+    inputs = normal(200, 6)
+    outputs = inputs @ normal(6, 4, seed=1) + normal(4, seed=2)
+    found = Ridge(inputs, outputs)(inputs[:9])
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, outputs[:9], rtol=0, atol=0.02)
+
+
+def test_ridge_does_not_believe_noise() -> None:
+    made = Ridge(normal(40, 20), normal(40, 3, seed=1))(normal(100, 20, seed=2))
+    assert made.abs().mean() < 0.3
+
+
+# --- retrieval ----------------------------------------------------------------------------------
+
+
+def test_retrieval_finds_the_own_image_of_each_record(own: Tensor) -> None:
+    records = normal(len(own), 30) + 100
+    attack = fitted("retrieval", queried(own, records))
+    assert torch.equal(attack.reconstruct(records), own)
+    near = attack.reconstruct(records[[4, 2]] + 0.05 * normal(2, 30, seed=1))
+    assert torch.equal(near, own[[4, 2]])
+
+
+def test_retrieval_reads_records_of_any_shape(own: Tensor) -> None:
+    records = normal(len(own), 2, 4, 4)
+    attack = fitted("retrieval", queried(own, records, Leak.FEATURES))
+    assert torch.equal(attack.reconstruct(records[3:5]), own[3:5])
+
+
+# --- gradient -----------------------------------------------------------------------------------
+
+
+def test_the_subspace_is_that_of_principal_components(own: Tensor) -> None:
+    mean, basis = face_subspace(own, 6)
+    flat = own.flatten(1).double()
+    torch.testing.assert_close(mean.double(), flat.mean(0), rtol=0, atol=1e-6)
+    _, values, rows = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
+    deviation = values[:6] / (len(own) - 1) ** 0.5
+    torch.testing.assert_close(basis.norm(dim=1).double(), deviation, rtol=1e-3, atol=0)
+    cosine = torch.cosine_similarity(basis.double(), rows[:6], dim=1).abs()
+    torch.testing.assert_close(cosine, torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-3)
+
+
+def test_all_components_span_the_images(own: Tensor) -> None:
+    mean, basis = face_subspace(own, 1000)
+    assert len(basis) == len(own) - 1
+    coefficients = (own.flatten(1) - mean) @ basis.T / basis.square().sum(1)
+    torch.testing.assert_close(mean + coefficients @ basis, own.flatten(1), rtol=0, atol=1e-3)
+
+
+@pytest.fixture(scope="module")
+def transfer(world: World) -> Attacker:
+    team = world.attacker
+    return Attacker(
+        Threat.TRANSFER,
+        Leak.TEMPLATE,
+        team.images,
+        team.identities,
+        seed=0,
+        device="cpu",
+        recognizer=world.recognizer,
+    )
+
+
+def test_the_search_approaches_the_leaked_template(
+    transfer: Attacker, world: World, faces: Tensor
+) -> None:
+    templates = world.recognizer.leaking(Leak.TEMPLATE, faces)
+
+    def similarity(steps: int) -> float:
+        attack = fitted("gradient", transfer, steps=steps, prior=0.0)
+        with seeded(0):
+            found = attack.reconstruct(templates)
+        made = world.recognizer.leaking(Leak.TEMPLATE, found)
+        return float(torch.cosine_similarity(made, templates).mean())
+
+    start, end = similarity(0), similarity(8)
+    assert end > start + 0.1
+
+
+def test_the_probes_of_a_batch_do_not_influence_each_other(
+    transfer: Attacker, world: World, faces: Tensor
+) -> None:
+    templates = world.recognizer.leaking(Leak.TEMPLATE, faces)
+    attack = fitted("gradient", transfer, steps=3)
+    with seeded(0):
+        together = attack.reconstruct(templates)
+    with seeded(0):
+        alone = attack.reconstruct(templates[2:3])
+    # Arithmetic in bfloat16 depends a little on the size of the batch.
+    assert (together[2:3] - alone).abs().mean() < 0.01
+    assert (together[1:2] - alone).abs().mean() > 0.03
+
+
+def test_a_code_that_is_no_embedding_is_refused_under_transfer(transfer: Attacker) -> None:
+    with pytest.raises(ValueError, match="length 64 are no embeddings of 128 numbers"):
+        fitted("gradient", transfer).reconstruct(torch.zeros(2, 64))
+
+
+# --- trained decoders ---------------------------------------------------------------------------
+
+
+def test_the_unet_learns_to_undo_what_was_done_to_images(own: Tensor) -> None:
+    negative = 1 - own
+    attack = fitted("unet", queried(own, negative, Leak.IMAGE), steps=25, width=8, rate=1e-2)
+    found = attack.reconstruct(negative)
+    mean = own.mean(0, keepdim=True)
+    assert (found - own).abs().mean() < 0.8 * (mean - own).abs().mean()
+
+
+def test_the_decoder_learns_a_face_from_a_template(own: Tensor) -> None:
+    templates = torch.eye(len(own))
+    attack = fitted("decoder", queried(own, templates), steps=12, width=8, rate=1e-2)
+    found = attack.reconstruct(templates)
+    assert (found - own).abs().mean() < (torch.full_like(own, 0.5) - own).abs().mean()
+
+
+class Means(Recognizer):
+    """A recogniser whose map is made of block means, so that training on it is quick."""
+
+    name = "means"
+    asset = "none"
+    feature_shape = (3, 14, 14)
+    embedding_size = 3
+
+    def head(self, images: Tensor) -> Tensor:
+        return torch.nn.functional.avg_pool2d(images, 8)
+
+    def tail(self, features: Tensor) -> Tensor:
+        return features.mean((2, 3))
+
+
+def test_denoise_first_restores_the_map(world: World, own: Tensor) -> None:
+    clean = Means().head(own)
+    attacker = Attacker(
+        Threat.ADAPTIVE,
+        Leak.FEATURES,
+        own,
+        world.attacker.identities,
+        seed=0,
+        device="cpu",
+        recognizer=Means(),
+        fresh=[Held(object(), lambda: clean + 1)],  # type: ignore[arg-type]
+    )
+    attack = fitted("denoise", attacker, steps=40, width=8, rate=1e-2)
+    with torch.no_grad(), half_precision("cpu"):
+        restored = attack.purifier(clean + 1)
+        images = attack.network(restored)
+    assert (restored - clean).abs().mean() < 0.3
+    assert torch.equal(attack.reconstruct(clean + 1), images)

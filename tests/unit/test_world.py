@@ -1,0 +1,311 @@
+"""The scene of a suite and its cells: what is shared, what is refused, what is measured."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from bench.cell import Cells, check_images
+from bench.errors import DataError, UserError
+from bench.leaks import Leak
+from bench.plan import Cell, Named, Spec
+from bench.plugin import Plugin
+from bench.registry import DATASETS, load_plugin
+from bench.run import choose_device
+from bench.scoring import utility
+from bench.store import Store
+from bench.threats import Threat
+from bench.world import BATCH, World, check_records, make_recognizer, protect, seeded
+from defenses.base import Defense
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NONE = Spec("defense", "none", ())
+RETRIEVAL = Spec("attack", "retrieval", ())
+
+
+def another(world: World, **changes: Any) -> World:
+    """Return a new world with the store of the first."""
+    suite = world.suite.model_copy(update=changes)
+    return World(suite, world.seed, world.store, "cpu", None)
+
+
+# --- the scene ----------------------------------------------------------------------------------
+
+
+def test_images_are_aligned_crops_in_the_order_asked_for(world: World) -> None:
+    probes = world.split.probes
+    images = world.images(probes)
+    assert images.shape == (6, 3, 112, 112)
+    assert images.dtype == torch.float32
+    assert images.min() >= 0
+    assert 0.5 < images.max() <= 1
+    assert torch.equal(world.images(probes[::-1].copy()), images.flip(0))
+    assert world.identities(probes[:1]).tolist() == [world.dataset.photos[probes[0]].identity]
+
+
+def test_mirror_images_double_the_teams_and_nothing_else(world: World) -> None:
+    mirrored = another(world, split=world.suite.split.model_copy(update={"mirror": True}))
+    own = world.attacker
+    assert torch.equal(mirrored.attacker.images, torch.cat([own.images, own.images.flip(3)]))
+    assert mirrored.attacker.identities.tolist() == [*own.identities, *own.identities]
+    assert mirrored.attacker.content != own.content
+    assert mirrored.scene == world.scene
+
+
+def test_the_same_seed_gives_the_same_keys(world: World) -> None:
+    again = another(world)
+    assert again.scene == world.scene
+    assert again.attacker.content == world.attacker.content
+    assert again.attacker.content != again.defender.content
+    other = World(world.suite, 1, world.store, "cpu", None)
+    assert other.scene != world.scene
+
+
+def test_a_second_world_computes_nothing_again(world: World, tmp_path: Path) -> None:
+    store, said = Store(tmp_path), list[str]()
+    cell = Cell(Leak.TEMPLATE, NONE, RETRIEVAL, Threat.TRANSFER, 0)
+
+    def work() -> set[str]:
+        said.clear()
+        fresh = World(world.suite, 0, store, "cpu", None, said.append)
+        Cells(fresh).values(cell)
+        fresh.operating_point("sface")
+        return {text.split()[0] for text in said}
+
+    assert {"aligning", "embedding", "training"} <= work()
+    assert not {"aligning", "embedding", "training"} & work()
+
+
+def test_the_threshold_comes_from_people_who_are_no_victims(world: World) -> None:
+    victims = set(world.identities(world.split.evaluation))
+    assert not victims & set(world.identities(world.split.calibration))
+    point = world.operating_point("sface")
+    found = world.embeddings("sface", world.split.calibration)
+    people = world.identities(world.split.calibration)
+    scores = (found @ found.T).numpy()[np.triu_indices(len(people), 1)]
+    same = (people[:, None] == people[None])[np.triu_indices(len(people), 1)]
+    assert (scores[~same] > point.threshold).mean() <= world.suite.fmr
+
+
+def test_a_person_in_two_roles_is_refused(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = DATASETS.get("orl")
+    split = kind().split(world.suite.split, 0)
+    overlap = type(split)(**{**vars(split), "attacker": split.probes})
+    monkeypatch.setattr(kind, "split", lambda *_: overlap)
+    with pytest.raises(DataError, match="is in the roles attacker and victims of one split"):
+        another(world)
+
+
+# --- records ------------------------------------------------------------------------------------
+
+
+class Echo(Defense):
+    """Stores templates with noise, and remembers how many it was given at once."""
+
+    leaks = frozenset(Leak)
+
+    def __init__(self, world: World, leak: Leak = Leak.IMAGE) -> None:
+        self.leak, self.recognizer = leak, world.recognizer
+        self.seen: list[int] = []
+
+    def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        self.seen.append(len(x))
+        return x.flatten(1)[:, :4] + torch.rand(len(x), 4, generator=generator)
+
+
+def test_records_are_made_in_batches_of_one_size(world: World) -> None:
+    images = torch.rand(2 * BATCH + 3, 3, 112, 112)
+    echo = Echo(world)
+    made, facts = protect(echo, images, 1)
+    assert echo.seen == [BATCH, BATCH, 3]
+    assert made["records"].shape == (2 * BATCH + 3, 4)
+    assert facts["shape"] == [4]
+    assert facts["count"] == 2 * BATCH + 3
+    assert facts["protect_seconds"] > 0
+    again = protect(echo, images[:BATCH], 1)[0]["records"]
+    assert torch.equal(made["records"][:BATCH], again)
+    assert not torch.equal(protect(echo, images[:BATCH], 2)[0]["records"], again)
+
+
+def test_only_what_is_kept_is_kept(world: World) -> None:
+    made, facts = protect(Echo(world), torch.rand(3, 3, 112, 112), 1, keep=lambda r: r[:, :1])
+    assert made["records"].shape == (3, 1)
+    assert facts["shape"] == [4]
+
+
+@pytest.mark.parametrize(
+    ("records", "reason"),
+    [
+        (torch.zeros(2, 4), r"shape \[2, 4\] for 3 inputs"),
+        (torch.zeros(3), r"shape \[3\] for 3 inputs"),
+        (None, r"shape \[\] for 3 inputs"),
+        (torch.full((3, 4), torch.nan), "values that are not finite"),
+        (torch.full((3, 4), torch.inf), "values that are not finite"),
+    ],
+)
+def test_records_of_the_wrong_kind_are_refused(records: Any, reason: str, world: World) -> None:
+    with pytest.raises(ValueError, match=f"Echo.protect .*{reason}"):
+        check_records(Echo(world), records, 3)
+
+
+@pytest.mark.parametrize(
+    ("images", "reason"),
+    [
+        (torch.zeros(2, 3, 112, 112), r"shape \[2, 3, 112, 112\], not \[3, 3, 112, 112\]"),
+        (torch.zeros(3, 3, 56, 56), r"shape \[3, 3, 56, 56\]"),
+        (None, r"shape \[\]"),
+        (torch.full((3, 3, 112, 112), torch.nan), "values that are not finite"),
+        (torch.full((3, 3, 112, 112), -0.01), r"values outside \[0, 1\]"),
+        (torch.full((3, 3, 112, 112), 1.01), r"values outside \[0, 1\]"),
+    ],
+)
+def test_reconstructions_of_the_wrong_kind_are_refused(images: Any, reason: str) -> None:
+    cell = Cell(Leak.IMAGE, NONE, RETRIEVAL, Threat.ADAPTIVE, 0)
+    with pytest.raises(ValueError, match=f"retrieval.reconstruct returned {reason}"):
+        check_images(cell, images, 3)
+
+
+# --- cells --------------------------------------------------------------------------------------
+
+
+def test_under_transfer_one_trained_attack_serves_every_defense(
+    world: World, quick: Callable[..., Spec]
+) -> None:
+    cells = Cells(world)
+    noise = Spec("defense", "sign-noise", ())
+
+    def keys(threat: Threat) -> tuple[Any, Any]:
+        made = [Cell(Leak.FEATURES, d, quick("attack", "unet"), threat, 0) for d in (NONE, noise)]
+        return tuple(cells._training_fields(cell) for cell in made)  # type: ignore[return-value]
+
+    clean, protected = keys(Threat.TRANSFER)
+    assert clean == protected
+    clean, protected = keys(Threat.ADAPTIVE)
+    assert clean != protected
+
+
+def test_a_reconstruction_depends_on_the_deployed_defense(world: World) -> None:
+    cells = Cells(world)
+    noise = Spec("defense", "sign-noise", ())
+    clean, protected = (
+        Cell(Leak.FEATURES, defense, RETRIEVAL, Threat.TRANSFER, 0) for defense in (NONE, noise)
+    )
+    assert cells.fields(clean) != cells.fields(protected)
+    assert cells.reconstructions(clean).key != cells.reconstructions(protected).key
+
+
+def test_queries_are_counted_and_cut_off(world: World) -> None:
+    cell = Cell(Leak.TEMPLATE, NONE, RETRIEVAL, Threat.QUERY, 0)
+    made = Cells(world).reconstructions(cell)
+    assert made.facts["calls_spent"] == len(world.attacker.images)
+    from bench.threats import ThreatViolation
+
+    poor = another(world, query_budget=3)
+    with pytest.raises(ThreatViolation, match="budget of 3 query calls"):
+        Cells(poor).reconstructions(cell)
+
+
+def test_scores_are_those_of_the_stored_records(world: World) -> None:
+    cell = Cell(Leak.TEMPLATE, NONE, RETRIEVAL, Threat.SCORE, 0)
+    stored = world.victim_records(NONE, Leak.TEMPLATE).tensors["records"]
+    attacker = Cells(world)._attacker(cell, stored)
+    images = world.attacker.images[:4]
+    found = attacker.score(torch.tensor([5, 0, 0, 2]), images)
+    own = world.recognizer.leaking(Leak.TEMPLATE, images)
+    wanted = torch.cosine_similarity(own, stored[[5, 0, 0, 2]])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-3)
+
+
+def test_utility_of_no_defense_is_the_same_both_ways(world: World) -> None:
+    scores = world.pair_scores(NONE, Leak.TEMPLATE)
+    fresh, stored = scores.tensors["stored-vs-fresh"], scores.tensors["stored-vs-stored"]
+    torch.testing.assert_close(fresh, stored, rtol=0, atol=1e-2)
+    assert len(stored) == len(world.split.pairs.left)
+    table = {score.metric: score.estimate.value for score in utility(world, NONE, Leak.TEMPLATE)}
+    assert table["bytes-per-record"] == 512
+    assert table["storage-factor"] == pytest.approx(128 / (3 * 112 * 112))
+    assert table["accuracy.stored-vs-stored"] > 0.9
+
+
+def test_protected_probes_alone_are_matched_where_plain_ones_cannot_be(world: World) -> None:
+    scores = world.pair_scores(Spec("defense", "biohash", ()), Leak.TEMPLATE)
+    assert set(scores.tensors) == {"stored-vs-stored"}
+
+
+# --- small parts --------------------------------------------------------------------------------
+
+
+def test_seeded_leaves_the_global_generator_as_it_was() -> None:
+    with seeded(0):
+        first = torch.rand(3)
+        torch.rand(9)
+    torch.manual_seed(5)
+    with seeded(0):
+        assert torch.equal(torch.rand(3), first)
+    after = torch.rand(3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(3), after)
+
+
+def test_a_device_is_chosen_or_refused() -> None:
+    assert choose_device("cpu") == "cpu"
+    assert choose_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
+    with pytest.raises(UserError, match=r"device 'gpu' cannot be used \(.*\): give --device cpu"):
+        choose_device("gpu")
+
+
+def test_a_recognizer_takes_its_parameters(world: World) -> None:
+    deep = make_recognizer(Named(name="sface", cut=6, precision="float32"), "cpu")
+    assert deep.feature_shape != world.recognizer.feature_shape
+    assert deep.precision == "float32"
+
+
+PLUGIN = '''
+from dataclasses import dataclass
+from typing import Annotated
+from pydantic import Field
+from attacks.base import Attack
+from bench.leaks import Leak
+from bench.registry import ATTACKS
+from bench.threats import Threat
+
+@ATTACKS.register("white")
+@dataclass
+class White(Attack):
+    """Paints."""
+
+    leaks = frozenset({Leak.TEMPLATE})
+    threats = frozenset({Threat.TRANSFER})
+
+    level: Annotated[float, Field(ge=0, le=1)] = 1.0
+    name: str = "x"
+
+    def fit(self, attacker):
+        self.learned = 3
+
+    def reconstruct(self, records):
+        raise OSError("never reached")
+'''
+
+
+@pytest.mark.usefixtures("registries")
+def test_parameters_are_fields_and_nothing_that_was_learned(tmp_path: Path) -> None:
+    path = tmp_path / "white.py"
+    path.write_text(PLUGIN)
+    white: type[Plugin] = load_plugin(path).White
+    one = white.create("attack 'white'", {"level": 1})
+    one.fit(None)  # type: ignore[attr-defined]
+    assert one.parameters == {"level": 1.0, "name": "x"}
+    for wrong in ({"level": 2}, {"level": "high"}, {"name": 3}, {"learned": 3}):
+        [field] = wrong
+        with pytest.raises(
+            UserError, match=rf"'{field}' of attack 'white' cannot be .*level, name"
+        ):
+            white.create("attack 'white'", wrong)
