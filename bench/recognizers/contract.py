@@ -196,16 +196,18 @@ def check_contract(recognizer: Recognizer) -> None:
     Two photos each of two people must be told apart by cosine, in full light and at 1/8 of it; and
     warm light must move embeddings less than cold light.
 
-    What it catches: a network fed 0 to 255 or 0 to 1 instead of -1 to 1, or half the contrast (with
-    SFace the margin falls from .60 to .01 in full light, and from .53 to .09 or less in the dark,
-    where a wrong offset weighs most); weights that are not a face network's; red and blue swapped
-    (gray faces cannot show that, hence the light: photos are often warm and never blue, and SFace's
-    cosine to the gray face is .96 in warm and .90 in cold light; dlib agrees).
+    What it catches, with SFace's figures: 0 to 255 fed to a network that wants -1 to 1 (the margin
+    falls from .61 to .02 in full light); 0 to 1, or half the contrast (from .54 to .10 or less in
+    the dark, where a wrong offset weighs most); weights that are not a face network's; red and blue
+    swapped. Gray faces cannot show the last, hence the light: photos are often warm and hardly ever
+    blue, so warm light should leave more of a face (cosine to the gray one .95) than cold light
+    (.85). dlib's network agrees (.995 and .987).
 
-    What it cannot catch: a slightly wrong range (127.5 or 128) or crop (10 % off moves the margin
-    by less than people differ), swapped colors before a network that ignores color, a mirror image
-    left out. A crop of another shape is refused earlier, by the dense layer. The thresholds come
-    from SFace; a network too weak for them is refused although its contract is right.
+    What it cannot catch: a range that is off by a few hundredths (127.5 or 128), a crop that is off
+    by a tenth, swapped colors before a network that does not look at color, a mirror image left
+    out. A crop of another shape is refused earlier, by the dense layer. The rules rest on these two
+    networks, the thresholds on SFace: a network too weak for them is refused although its contract
+    is right.
 
     Args:
         recognizer: Any recognizer whose embeddings are compared by cosine.

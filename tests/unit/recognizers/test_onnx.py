@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import random
+import warnings
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,7 +18,7 @@ from torch import nn
 
 from bench import assets
 from bench.errors import DataError, UserError
-from bench.recognizers import contract
+from bench.recognizers import contract, iresnet
 from bench.recognizers import onnx as module
 from bench.recognizers.contract import reference_faces
 from bench.recognizers.onnx import ONNX, Graph
@@ -163,6 +165,31 @@ def test_registered_and_named(sface: ONNX) -> None:
 
 def test_residual_network_equals_onnxruntime() -> None:
     assert_equals_onnxruntime(residual())
+
+
+def test_iresnet_exported_by_torch_is_cut_behind_its_first_stage() -> None:
+    torch.manual_seed(0)
+    network = iresnet.network(18).eval()
+    stream = io.BytesIO()
+    dynamic = {"x": {0: "N"}, "y": {0: "N"}}
+    # The exporter of old: the new one needs a package of its own, and published files are older.
+    with torch.no_grad(), warnings.catch_warnings(action="ignore"):
+        torch.onnx.export(
+            network,
+            (images(1, 112),),
+            stream,
+            dynamo=False,
+            input_names=["x"],
+            output_names=["y"],
+            dynamic_axes=dynamic,
+        )
+        graph = Graph.parse(stream.getvalue(), (3, 112, 112), "model.onnx")
+        cut = graph.default_cut()
+        front, back = graph.part("x", cut), graph.part(cut, "y")
+        found = front(images(2, 112))
+        torch.testing.assert_close(found, network[:4](images(2, 112)), rtol=1e-4, atol=1e-3)
+        expected = network(images(2, 112))
+    torch.testing.assert_close(back(found), expected, rtol=1e-3, atol=1e-3)
 
 
 def test_cuts_are_where_every_path_passes() -> None:
