@@ -94,7 +94,7 @@ EXPECTED = {
     Right.SCORES: matched(torch.tensor([0, 3]), IMAGES[:2]),
 }
 
-GRANTED = [(threat, right) for threat in Threat for right in RIGHTS[threat]]
+GRANTED = [(threat, right) for threat in Threat for right in Right if right in RIGHTS[threat]]
 REFUSED = [(threat, right) for threat in Threat for right in Right if right not in RIGHTS[threat]]
 
 
