@@ -84,7 +84,7 @@ def test_the_recognizers_own_tail_breaks_advface_unseen_by_ssim(find: Find) -> N
     floor = find(attack="mean-face", metric="ssim").value
     chance = find(attack="other-person", metric="rank-1", judge="dlib").value
     assert gradient("rank-1", "sface") >= 0.75
-    assert gradient("rank-1", "dlib") >= chance + 0.2
+    assert gradient("rank-1", "dlib") >= chance + 0.15
     assert gradient("ssim", None) <= floor + 0.05
 
 
