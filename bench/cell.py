@@ -15,7 +15,7 @@ from bench.plan import Cell
 from bench.plugin import source_fingerprint
 from bench.recognizers.base import CROP
 from bench.registry import REFERENCES
-from bench.scoring import Scorer, Values, to_bytes
+from bench.scoring import Scorer, Values, perceptual_nets, to_bytes
 from bench.store import Artifact, Store
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
 from bench.world import World, protect, recognizer_fields, seeded, stored_records
@@ -80,6 +80,7 @@ class Cells:
             "judges": judges,
             "fmr": world.suite.fmr,
             "scene": world.scene,
+            "perceptual": perceptual_nets(),
             "source": source_fingerprint("bench.scoring"),
         }
 

@@ -9,6 +9,7 @@ import torch
 
 from bench import assets
 from bench.errors import MissingAssetError
+from bench.metrics.perceptual import has_trunk
 from bench.recognizers.base import best_cpu_precision
 from bench.store import default_root
 
@@ -27,6 +28,10 @@ def describe() -> str:
     ]
     lines.append(f"store       {default_root()}")
     lines += [f"{'weights':<12}{name}: {_state(name)}" for name in assets.manifest()]
+    found = (
+        "found" if has_trunk("alex") else "absent; ST-LPIPS is taken instead, under its own name"
+    )
+    lines.append(f"{'weights':<12}LPIPS alex trunk: {found}")
     return "\n".join(lines)
 
 

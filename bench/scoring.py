@@ -31,6 +31,7 @@ from bench.metrics import (
     verification_accuracy,
 )
 from bench.metrics.perceptual import Reference as PerceptualReference
+from bench.metrics.perceptual import has_trunk
 from bench.plan import Spec
 from bench.recognizers.base import CROP
 from bench.world import World
@@ -44,9 +45,10 @@ PIXELS = {
     "psnr": "psnr:rgb-uint8",
     "mse": "mse:rgb-uint8",
     "st-lpips": "lpips:st-alex-v0.0",
+    "lpips": "lpips:alex-v0.1",
 }
 RATES = {"sar-1", "sar-2", "rank-1"}
-LOWER_IS_CLOSER = {"mse", "st-lpips"}
+LOWER_IS_CLOSER = {"mse", "st-lpips", "lpips"}
 """Metrics whose smallest value is the best attack."""
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
@@ -71,6 +73,11 @@ class Score:
     flags: tuple[str, ...] = ()
 
 
+def perceptual_nets() -> dict[str, str]:
+    """Return the perceptual metrics to take with their nets: LPIPS only where its trunk is."""
+    return {"st-lpips": "st-alex", **({"lpips": "alex"} if has_trunk("alex") else {})}
+
+
 def to_bytes(images: Tensor) -> Tensor:
     """Quantise images in [0, 1] to 8 bits, as an attacker would publish them."""
     return (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu()
@@ -90,9 +97,13 @@ class Scorer:
         self.identities = world.identities(self._probes)
 
     @cached_property
-    def _perceptual(self) -> PerceptualReference:
-        """The originals, whose features all reconstructions are compared with."""
-        return PerceptualReference(self._originals.float() / 255)
+    def _perceptual(self) -> dict[str, PerceptualReference]:
+        """The originals, whose features all reconstructions are compared with, by metric."""
+        originals = self._originals.float() / 255
+        return {
+            metric: PerceptualReference(originals, net=net)
+            for metric, net in perceptual_nets().items()
+        }
 
     def probe_values(self, images: Tensor, shown: Indices | None = None) -> Values:
         """Return raw values per probe.
@@ -108,8 +119,9 @@ class Scorer:
             "ssim-luma": _floats(ssim(*pair, definition="wang11-valid-luma", data_range=255)),
             "psnr": _floats(psnr(*pair, data_range=255)),
             "mse": _floats(mse(*pair)),
-            "st-lpips": _floats(self._perceptual.lpips(images.float() / 255)),
         }
+        for metric, reference in self._perceptual.items():
+            values[metric] = _floats(reference.lpips(images.float() / 255))
         for name in self._world.judges:
             for metric, column in self._identity_values(name, images, shown).items():
                 values[f"{name}/{metric}"] = column

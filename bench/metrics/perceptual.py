@@ -280,12 +280,24 @@ def _lpips(net: str) -> _Network:
     )
 
 
+def has_trunk(net: str) -> bool:
+    """Say whether the ImageNet trunk of an LPIPS net ("alex", "vgg", "squeeze") is there."""
+    return _trunk_place(net).is_file()
+
+
+def _trunk_variable(net: str) -> str:
+    return f"VEILBENCH_ASSET_LPIPS_TRUNK_{net.upper()}"
+
+
+def _trunk_place(net: str) -> Path:
+    """Return where the trunk is looked for: the environment's path, else torch's folder."""
+    explicit = os.environ.get(_trunk_variable(net))
+    return Path(explicit) if explicit else Path(torch.hub.get_dir()) / "checkpoints" / _TRUNKS[net]
+
+
 def _trunk_path(net: str) -> Path:
     """Return the checked file of torchvision's ImageNet trunk."""
-    file = _TRUNKS[net]
-    variable = f"VEILBENCH_ASSET_LPIPS_TRUNK_{net.upper()}"
-    explicit = os.environ.get(variable)
-    path = Path(explicit) if explicit else Path(torch.hub.get_dir()) / "checkpoints" / file
+    file, variable, path = _TRUNKS[net], _trunk_variable(net), _trunk_place(net)
     mend = (
         f"save https://download.pytorch.org/models/{file} there, name another copy in {variable}, "
         f"or use net='st-{'vgg' if net == 'vgg' else 'alex'}', which needs no download."

@@ -20,10 +20,10 @@ def small_lfw() -> Suite:
             "dataset": "lfw",
             "recognizer": {"name": "sface"},
             "split": {
-                "pairs_per_fold": 10,
-                "probes": 60,
-                "attacker_images": 600,
-                "defender_images": 300,
+                "pairs_per_fold": 6,
+                "probes": 40,
+                "attacker_images": 400,
+                "defender_images": 200,
                 "gallery_people": 40,
             },
             "group": [
@@ -32,9 +32,11 @@ def small_lfw() -> Suite:
                     "defenses": [
                         {"name": "none"},
                         {"name": "sign-noise", "eps": 0.6},
-                        {"name": "advface", "eps": 0.6},
+                        {"name": "advface", "eps": 0.6, "shadow_steps": 80},
                     ],
-                    "attacks": [{"name": "unet", "threats": ["transfer", "adaptive"]}],
+                    "attacks": [
+                        {"name": "unet", "steps": 150, "threats": ["transfer", "adaptive"]}
+                    ],
                 },
                 {
                     "leak": "image",
