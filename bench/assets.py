@@ -40,6 +40,11 @@ class Asset:
     license: str
     credit: str
 
+    @property
+    def full_credit(self) -> str:
+        """Whom to cite, and the licence."""
+        return f"{self.credit} ({self.license})"
+
 
 @cache
 def manifest() -> dict[str, Asset]:

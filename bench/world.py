@@ -7,6 +7,7 @@ cheap to make again beside the records that come from them, which are stored.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from bench import assets
 from bench.datasets.align import ALIGNMENT, Aligner
 from bench.datasets.base import Dataset, Indices, Photo, Split, check_disjoint
 from bench.datasets.images import decode
+from bench.errors import UserError
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.metrics import tar_at_far
@@ -206,10 +208,9 @@ class World:
 
     def credits(self) -> list[str]:
         """Return whom to credit for data and weights."""
-        used = {"yunet", "stlpips-alex", *(judge.asset for judge in self.judges.values())}
-        known = assets.manifest()
-        weights = [f"{known[name].credit} ({known[name].license})" for name in sorted(used)]
-        return [self.dataset.credit, *weights]
+        carried = [assets.manifest()[name].full_credit for name in ("yunet", "stlpips-alex")]
+        judges = [judge.credit for judge in self.judges.values()]
+        return [self.dataset.credit, *carried, *judges]
 
     # --- leaking objects, defenses, records -----------------------------------------------------
 
@@ -312,8 +313,20 @@ class World:
 
 
 def make_recognizer(item: Named, device: str) -> Recognizer:
-    """Return a recogniser by name and parameters, on a device."""
-    recognizer: Recognizer = RECOGNIZERS.get(item.name)(**item.parameters)
+    """Return a recogniser by name and parameters, on a device.
+
+    Raises:
+        UserError: It has no such parameter, or a value is wrong.
+    """
+    kind = RECOGNIZERS.get(item.name)
+    try:
+        inspect.signature(kind).bind(**item.parameters)
+    except TypeError as error:
+        known = ", ".join(inspect.signature(kind).parameters)
+        raise UserError(
+            f"The recognizer {item.name!r} cannot be made ({error}): its parameters are {known}."
+        ) from error
+    recognizer: Recognizer = kind(**item.parameters)
     return recognizer.to(device)
 
 
@@ -324,6 +337,7 @@ def recognizer_fields(recognizer: Recognizer) -> dict[str, Any]:
         "weights": recognizer.weights_sha256,
         "cut": list(recognizer.feature_shape),
         "precision": recognizer.precision,
+        "settings": recognizer.settings,
         "source": source_fingerprint(type(recognizer).__module__),
     }
 

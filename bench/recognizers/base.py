@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench import assets
 from bench.leaks import Leak
 
 CROP = (3, 112, 112)
@@ -53,6 +54,16 @@ class Recognizer(nn.Module, ABC):
     def embed(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to embeddings (N, embedding_size)."""
         return self.tail(self.head(images))
+
+    @property
+    def credit(self) -> str:
+        """Whom to cite for the weights, and their licence."""
+        return assets.manifest()[self.asset].full_credit
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What else changes its outputs, as plain values; part of a result's key."""
+        return {}
 
     def leaking(self, leak: Leak, images: Tensor) -> Tensor:
         """Return the undefended object that leaks, batch by batch and without gradients.

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -102,6 +102,11 @@ class ContractRecognizer(Recognizer):
     def credit(self) -> str:
         """Whom to credit: nothing is known but the file."""
         return f"{self.file.name}, brought by the user (sha256 {self.weights_sha256})"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What can change the outputs besides weights, cut shape and precision."""
+        return {"contract": self.contract.parameters}
 
     def head(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut."""

@@ -92,11 +92,16 @@ class ONNX(ContractRecognizer):
         self.file = Path(path)
         data, self.weights_sha256 = read_weights(self.file, sha256)
         graph = Graph.parse(data, self.contract.shape, path)
-        target = graph.default_cut() if cut is None else graph.checked_cut(cut)
-        self.front = graph.part(graph.source, target)
-        self.back = graph.part(target, graph.target)
+        self.cut = graph.default_cut() if cut is None else graph.checked_cut(cut)
+        self.front = graph.part(graph.source, self.cut)
+        self.back = graph.part(self.cut, graph.target)
         self._compare(data, graph.source)
         self._settle()
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The contract, and the cut by name: neighbours in a graph often have one shape."""
+        return {**super().settings, "cut_name": self.cut}
 
     @torch.no_grad()
     def _compare(self, data: bytes, source: str) -> None:

@@ -7,14 +7,13 @@ batch norm is folded, and the result equals the ONNX graph.
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -46,14 +45,14 @@ class SFace(Recognizer):
     asset = "sface"
     embedding_size = 128
 
-    def __init__(
-        self, cut: Annotated[int, Field(ge=1, le=26)] = 4, precision: str = "auto"
-    ) -> None:
+    def __init__(self, cut: int = 4, precision: str = "auto") -> None:
         super().__init__()
         if precision not in {"auto", "float32", "bfloat16"}:
             raise UserError(
                 f"The precision {precision!r} of sface is unknown: use auto, float32 or bfloat16."
             )
+        if not 1 <= cut <= 26:
+            raise UserError(f"The cut {cut} of sface is no block: give a number from 1 to 26.")
         self.precision = best_cpu_precision() if precision == "auto" else precision
         self.weights_sha256 = assets.manifest()["sface"].sha256
         blocks, self.dense = _build(onnx.load(assets.locate("sface")).graph)

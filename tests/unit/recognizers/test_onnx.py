@@ -160,6 +160,8 @@ def test_gradients_equal_sfaces(sface: ONNX) -> None:
 def test_registered_and_named(sface: ONNX) -> None:
     assert RECOGNIZERS.get("onnx") is ONNX
     assert sface.name == "onnx"
+    assert sface.settings["cut_name"] == "conv_3_dw_relu"
+    assert sface.settings["contract"]["scale"] == 1
     assert sface.precision == "float32"
 
 
