@@ -22,9 +22,9 @@ import numpy.typing as npt
 import torch
 
 from bench.errors import MetricError
-from bench.metrics.bands import Band, Catch, MiddleBand, Pairs, Sample, TopBand
+from bench.metrics.bands import Band, Bracket, Catch, MiddleBand, Pairs, Sample, TopBand
 from bench.metrics.population import Population
-from bench.metrics.screening import Float32Screen, Int8Screen, Screen
+from bench.metrics.screening import Float32Screen, Int8Screen, Screen, int8_products_are_exact
 from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
 
 if TYPE_CHECKING:
@@ -50,16 +50,20 @@ _TRIAL = 512  # rows and columns of the tile that is timed
 class Certificate:
     """Why the result is exact.
 
-    For each target the false accepts were counted: those whose product is above the bracket by more
-    than its error bound as such, all other candidates by their exact scores.
+    All impostor pairs above each bracket were counted and all inside were scored exactly. Pairs
+    were only told apart by their products where these are further from the limit than their error
+    bound, which every exact score was checked against.
 
     Attributes:
+        brackets: Where the thresholds are. One serves all targets whose false matches are listed,
+            each other target has its own.
         screen: Arithmetic of the products, "float32" or "int8"; it does not change the result.
         largest_error: Largest distance met among the pairs that were scored exactly.
         scored: Impostor pairs that were scored exactly.
         passes: Passes over all pairs; more than one if a bracket missed its threshold.
     """
 
+    brackets: list[Bracket]
     screen: str
     largest_error: float
     scored: int
@@ -104,9 +108,7 @@ class AllPairs:
                 f"{point.false_accepts} pairs are accepted at far {far}; only the highest"
                 f" {len(self.impostors)} are listed"
             )
-        listed = self.impostors
-        accepted = slice(point.false_accepts)
-        return Pairs(listed.left[accepted], listed.right[accepted], listed.scores[accepted])
+        return self.impostors[: point.false_accepts]
 
 
 def all_pairs(
@@ -127,7 +129,7 @@ def all_pairs(
         embeddings: (N, d) of any norm. A tensor on a GPU is processed there, in full float32.
         identities: (N,) integers or strings.
         fars: Targets in (0, 1].
-        block: Rows of a tile; it has an eighth as many columns.
+        block: Rows of a tile; it has an eighth as many columns. On a GPU, more keep it busier.
         keep: List at least this many of the highest impostor pairs, such as 6 times the number of
             false matches for a bootstrap (`bench.metrics.intervals.tar_statistic`).
 
@@ -144,7 +146,7 @@ def all_pairs(
     most = min(_MOST_LISTED, max(_FEW, int(_LISTED_SHARE * population.impostors)))
     listed = max([k for k in allowed if k <= most] + [keep])
     top = TopBand(min(listed, population.impostors))
-    middle = [MiddleBand(k) for k in allowed if top.rank < k < population.impostors]
+    middle = [MiddleBand(k) for k in set(allowed) if top.rank < k < population.impostors]
     certificate = _search(population, genuine, [top, *middle], block)
     band_of = {band.rank: band for band in middle}
     points = []
@@ -184,18 +186,23 @@ def _search(
     passes, scored, largest_error, sigmas = 0, 0, 0.0, _SIGMAS
     with _full_float32(), _threads_of_our_own() as cores:
         sample, screen = _prepare(population, genuine, bands, block)
-        while bands:
-            for band in bands:
+        missing = bands
+        while missing:
+            for band in missing:
                 band.place(*sample.bracket(band.rank, sigmas))
-            for catches in _scan(screen, bands, population, cores if population.on_host else 1):
-                for band, catch in zip(bands, catches, strict=True):
+            for catches in _scan(screen, missing, population, cores if population.on_host else 1):
+                for band, catch in zip(missing, catches, strict=True):
                     band.take(catch)
                     scored += catch.scored
                     largest_error = max(largest_error, catch.largest_error)
-            bands = [band for band in bands if not band.holds()]
+            missing = [band for band in missing if not band.holds()]
             passes, sigmas = passes + 1, sigmas * 2
     return Certificate(
-        screen=screen.name, largest_error=largest_error, scored=scored, passes=passes
+        brackets=[band.bracket() for band in bands],
+        screen=screen.name,
+        largest_error=largest_error,
+        scored=scored,
+        passes=passes,
     )
 
 
@@ -238,6 +245,8 @@ def _fastest_screen(
     population: Population, units: Tensor, sample: Sample, brackets: Sequence[tuple[float, float]]
 ) -> type[Screen]:
     """Return the screen whose products and exact scores of doubtful pairs take the least time."""
+    if not int8_products_are_exact(_TRIAL, units.shape[1]):
+        return Float32Screen
     places = np.linspace(0, population.count - 1, _TRIAL, dtype=np.int32)
     nobody = np.empty(0, np.int32)
     per_score = _seconds(partial(population.scores, places, places[::-1])) / _TRIAL

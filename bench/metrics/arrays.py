@@ -70,6 +70,8 @@ def as_labels(values: Numbers, name: str, count: int) -> npt.NDArray[np.generic]
         MetricError: Another length, or labels that cannot be compared.
     """
     labels = to_numpy(values)
+    if labels.dtype == object:  # a column of a table
+        labels = np.asarray(labels.tolist())
     if labels.shape != (count,):
         raise MetricError(f"{name} must hold {count} labels; its shape is {labels.shape}")
     if labels.dtype.kind not in "iubUS":

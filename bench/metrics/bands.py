@@ -24,6 +24,7 @@ _GROUPS_AT_ONCE = 64
 _LEAST_SAMPLE = 1_000_000
 _LARGEST_SAMPLE = 32_000_000
 _SAMPLED_SHARE = 1 / 200
+_ROUNDING = 1e-6  # of sampled scores, so that brackets do not cut through ties
 # Scores that a band gathers beyond its need before it sorts them out.
 _PENDING = 1 << 22
 
@@ -64,6 +65,26 @@ class Catch:
     pairs: Pairs
     scored: int
     largest_error: float
+
+
+@dataclass(frozen=True)
+class Bracket:
+    """Counts that show where an order statistic is: above <= rank < above + inside.
+
+    Attributes:
+        rank: How many impostor pairs may lie above the score looked for.
+        low: The bracket holds the scores above this one ...
+        high: ... and not above this one.
+        above: Impostor pairs counted above the bracket.
+        inside: Impostor pairs found in it. If only the highest were kept: the least number that
+            reaches `low`.
+    """
+
+    rank: int
+    low: float
+    high: float
+    above: int
+    inside: int
 
 
 class Sample:
@@ -114,8 +135,8 @@ class Sample:
         margin = sigmas * (np.sqrt(counts.size) * counts.std() + 1)
         low, high = int(place + margin) + 2, int(place - margin)
         return (
-            float(self._ascending[-low]) if low <= size else -np.inf,
-            float(self._ascending[-high]) if high > 0 else np.inf,
+            float(self._ascending[-low]) - _ROUNDING if low <= size else -np.inf,
+            float(self._ascending[-high]) + _ROUNDING if high > 0 else np.inf,
         )
 
     def share(self, low: float, high: float) -> float:
@@ -152,8 +173,13 @@ class Band(ABC):
         """Add what a tile held."""
 
     @abstractmethod
+    def bracket(self) -> Bracket:
+        """Return what the band counted, after a pass."""
+
     def holds(self) -> bool:
         """Return whether the counts prove that the score is in the band."""
+        bracket = self.bracket()
+        return bracket.above <= bracket.rank < bracket.above + bracket.inside
 
     @abstractmethod
     def order_statistic(self, k: int) -> tuple[float, int]:
@@ -191,10 +217,15 @@ class TopBand(Band):
                 self._best = self.pairs()
                 self._dropped = True
 
+    def bracket(self) -> Bracket:
+        """Return how many pairs are known to reach the band."""
+        self._sort()
+        known = max(len(self._best), self.rank + 1) if self._dropped else len(self._best)
+        return Bracket(self.rank, self.low, self.high, 0, known)
+
     def holds(self) -> bool:
         """Return whether more than `rank` pairs are known, or all are."""
-        self._sort()
-        return self._dropped or self.low == -np.inf or len(self._best) > self.rank
+        return super().holds() or self.low == -np.inf
 
     def order_statistic(self, k: int) -> tuple[float, int]:
         """Return the (k + 1)-th largest score, k <= rank, and how many are above it."""
@@ -238,10 +269,10 @@ class MiddleBand(Band):
         if self._pending > _PENDING:
             self._merge()
 
-    def holds(self) -> bool:
-        """Return whether as many pairs as needed are above, and enough inside."""
+    def bracket(self) -> Bracket:
+        """Return the counts above and inside."""
         self._merge()
-        return bool(self._above <= self.rank < self._above + self._counts.sum())
+        return Bracket(self.rank, self.low, self.high, self._above, int(self._counts.sum()))
 
     def order_statistic(self, k: int) -> tuple[float, int]:
         """Return the (k + 1)-th largest score and how many are above it."""

@@ -268,6 +268,17 @@ class EightBit:
         return cls(codes, scale.double().numpy(), residual.double().numpy())
 
 
+def int8_products_are_exact(count: int, dimension: int) -> bool:
+    """Return whether torch multiplies (count, dimension) int8 codes without error on this machine.
+
+    Without the instructions meant for it, sums of two products may saturate at 16 bits.
+    """
+    signs = np.random.default_rng(0).integers(0, 2, (count, dimension)) * 2 - 1
+    codes = torch.from_numpy(signs.astype(np.int8)) * _LARGEST_CODE
+    wide = codes.double()
+    return torch.equal(torch._int_mm(codes, codes.T).double(), wide @ wide.T)
+
+
 def float32_error(dimension: int) -> float:
     """Return the bound for unit vectors rounded to float32 and summed in any order (Higham).
 

@@ -91,12 +91,26 @@ class TestEqualsTheFullSort:
         result = all_pairs(embeddings, identities, FARS)
         assert found_points(result) == list(expected_points(genuine, descending, FARS))
         assert result.certificate.scored < len(descending) / (20 if screen is Float32Screen else 1)
+        for bracket in result.certificate.brackets:
+            inside = (descending > bracket.low) & (descending <= bracket.high)
+            assert bracket.above == np.count_nonzero(descending > bracket.high)
+            assert bracket.inside == np.count_nonzero(inside)
+            assert bracket.above <= bracket.rank < bracket.above + bracket.inside
 
     @pytest.mark.usefixtures("screen", "short_lists")
     @pytest.mark.parametrize("pending", [100, 10**6])
     def test_ties_by_the_thousand(self, monkeypatch, pending):
         monkeypatch.setattr(bands, "_PENDING", pending)
         embeddings, identities = codes(1500)
+        genuine, descending = full_sort(embeddings, identities)
+        result = all_pairs(embeddings, identities, FARS)
+        assert found_points(result) == list(expected_points(genuine, descending, FARS))
+        assert result.certificate.passes == 1
+
+    @pytest.mark.usefixtures("screen")
+    @pytest.mark.parametrize("dimension", [2, 3, 17, 130])
+    def test_any_dimension(self, dimension):
+        embeddings, identities = faces(300, dimension)
         genuine, descending = full_sort(embeddings, identities)
         result = all_pairs(embeddings, identities, FARS)
         assert found_points(result) == list(expected_points(genuine, descending, FARS))
@@ -107,6 +121,7 @@ class TestEqualsTheFullSort:
         embeddings = np.tile(np.random.default_rng(0).normal(size=7), (300, 1))
         result = all_pairs(embeddings, np.arange(300) // 2, FARS)
         assert found_points(result) == [(1.0, 0, 0.0)] * 6
+        assert result.certificate.passes == 1
 
     @settings(deadline=None, max_examples=60)
     @given(st.data())
@@ -153,7 +168,7 @@ class TestInvariance:
         embeddings, identities = faces(400)
         plain = all_pairs(embeddings, identities, FARS)
         order = np.random.default_rng(1).permutation(400)
-        names = np.array([f"person {i}" for i in identities])
+        names = np.array([f"person {i}" for i in identities], dtype=object)
         scales = 2.0 ** np.random.default_rng(2).integers(-9, 9, (400, 1)).astype(np.float32)
         tensor = torch.from_numpy((embeddings * scales)[order]).requires_grad_()
         assert all_pairs(tensor, names[order], FARS).points == plain.points
@@ -281,6 +296,21 @@ class TestScreens:
         monkeypatch.setattr(screening, "float32_error", lambda _: 1e-12)
         with pytest.raises(ArithmeticError, match="break the error bound"):
             all_pairs(*faces(100), 0.1)
+
+    @pytest.mark.parametrize("dimension", [2, 40, 512])
+    def test_the_sum_of_the_largest_codes_is_exact(self, dimension):
+        assert screening.int8_products_are_exact(70, dimension)
+
+    @pytest.mark.parametrize("spoil", ["dimension", "product"])
+    def test_inexact_integer_products_are_not_used(self, monkeypatch, spoil):
+        monkeypatch.setattr(module, "_WORTH_A_TRIAL", 0)
+        if spoil == "product":
+            product = torch._int_mm
+            monkeypatch.setattr(torch, "_int_mm", lambda a, b: product(a, b).clamp(max=32767))
+        # torch 2.13 multiplies codes of a single dimension wrongly.
+        embeddings, identities = faces(300, 1 if spoil == "dimension" else 8)
+        result = all_pairs(embeddings, identities, 1e-4)
+        assert result.certificate.screen == "float32"
 
     def test_the_faster_screen_is_taken(self, monkeypatch):
         embeddings, identities = faces(2000)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import MetricError
@@ -35,6 +35,7 @@ def brute_force_rank(probe, identity, gallery, identities):
 
 
 class TestIdentification:
+    @settings(deadline=None)
     @given(st.integers(0, 10_000))
     def test_rank_equals_brute_force(self, seed):
         gallery, owners = clouds(seed)
@@ -152,6 +153,7 @@ class TestAcceptance:
         assert result.identities.tolist() == ["a", "a", "b"]
         assert result.similarity.tolist() == pytest.approx([1, 1, np.cos(np.radians(30))])
 
+    @settings(deadline=None)
     @given(st.integers(0, 10_000), st.floats(-1, 1))
     def test_equals_the_definition(self, seed, threshold):
         images, people = clouds(seed, people=5, images=4)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import MetricError
@@ -54,6 +54,7 @@ class TestPooling:
         assert pooled.images.tolist() == [np.sum(templates == t) for t in pooled.ids]
         assert pooled.media.tolist() == [len(set(media[templates == t])) for t in pooled.ids]
 
+    @settings(deadline=None)
     @given(st.integers(0, 10_000), st.integers(1, 40))
     def test_order_of_images_does_not_matter(self, seed, count):
         features, templates, media, *_ = photos(seed, count)
@@ -112,6 +113,7 @@ class TestPooling:
 
 
 class TestPairScores:
+    @settings(deadline=None)
     @given(st.integers(0, 10_000), st.integers(1, 300), st.booleans())
     def test_equals_gathering_both_rows(self, seed, count, in_order):
         rng = np.random.default_rng(seed)

@@ -5,7 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -49,6 +49,7 @@ class TestTarAtFar:
             assert point.achieved_far == false_accepts / 20_000 <= point.far
             assert (point.genuine, point.impostors) == (500, 20_000)
 
+    @settings(deadline=None)
     @given(scores, scores, rates)
     def test_equals_the_full_sort(self, genuine, impostor, far):
         (point,) = tar_at_far(genuine, impostor, [far])
@@ -68,12 +69,14 @@ class TestTarAtFar:
             expected = by_full_sort([0.0, 2.0], impostor, point.far)
             assert (point.threshold, point.false_accepts, point.tar) == expected
 
+    @settings(deadline=None)
     @given(scores, scores, st.lists(rates, min_size=2, max_size=5))
     def test_grows_with_the_target_and_never_overshoots(self, genuine, impostor, fars):
         points = tar_at_far(genuine, impostor, sorted(fars))
         assert all(point.false_accepts <= point.far * len(impostor) + 1e-9 for point in points)
         assert all(a.tar <= b.tar and a.threshold >= b.threshold for a, b in pairwise(points))
 
+    @settings(deadline=None)
     @given(scores, scores, rates)
     def test_depends_on_the_order_of_the_scores_alone(self, genuine, impostor, far):
         (plain,) = tar_at_far(genuine, impostor, far)
@@ -124,6 +127,7 @@ class TestTarAtFar:
         with pytest.raises(MetricError, match=message):
             tar_at_far(genuine, impostor, far)
 
+    @settings(deadline=None)
     @given(scores, rates)
     def test_threshold_at_fmr_is_the_same_threshold(self, impostor, fmr):
         assert threshold_at_fmr(impostor, fmr) == tar_at_far([0.0], impostor, fmr)[0].threshold
@@ -194,6 +198,7 @@ class TestVerificationAccuracy:
         assert plain.accuracies.tolist() == shuffled.accuracies.tolist()
         assert plain.correct[order].tolist() == shuffled.correct.tolist()
 
+    @settings(deadline=None)
     @given(st.integers(0, 10_000), st.sampled_from([2.0, 0.25]))
     def test_exact_mode_depends_on_the_order_of_the_scores_alone(self, seed, factor):
         cosines, same, folds = pairs(seed, count=60)
@@ -244,6 +249,7 @@ class TestVerificationAccuracy:
 
 
 class TestCurves:
+    @settings(deadline=None)
     @given(scores, scores)
     def test_roc_is_what_each_threshold_attains(self, genuine, impostor):
         curve = roc(genuine, impostor)
@@ -254,18 +260,21 @@ class TestCurves:
             assert far == np.mean(impostor > threshold)
             assert tar == np.mean(genuine > threshold)
 
+    @settings(deadline=None)
     @given(scores, scores, rates)
     def test_tar_at_far_is_on_the_roc(self, genuine, impostor, far):
         (point,) = tar_at_far(genuine, impostor, far)
         curve = roc(genuine, impostor)
         assert point.tar == curve.tar[curve.thresholds == point.threshold]
 
+    @settings(deadline=None)
     @given(scores, scores)
     def test_det_mirrors_the_roc(self, genuine, impostor):
         curve, mirror = roc(genuine, impostor), det(genuine, impostor)
         assert mirror.fmr.tolist() == curve.far.tolist()
         assert mirror.fnmr.tolist() == (1 - curve.tar).tolist()
 
+    @settings(deadline=None)
     @given(scores, scores)
     def test_auc_is_the_share_of_ordered_pairs_and_the_area(self, genuine, impostor):
         difference = genuine[:, None] - impostor
@@ -275,6 +284,7 @@ class TestCurves:
         assert area == pytest.approx(np.trapezoid(curve.tar, curve.far))
         assert auc(impostor, genuine) == pytest.approx(1 - area)
 
+    @settings(deadline=None)
     @given(scores, scores)
     def test_eer_is_where_the_curve_meets_the_diagonal(self, genuine, impostor):
         rate = eer(genuine, impostor)
