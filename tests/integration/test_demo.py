@@ -96,7 +96,7 @@ def test_a_key_that_is_unknown_keeps_a_biohash_at_the_floor(find: Find) -> None:
     row = find(
         defense="biohash", attack="worst-case", threat="adaptive", metric="sar-1", judge="sface"
     )
-    assert row.value <= 0.1
+    assert row.value <= 0.2
 
 
 def test_an_adaptive_attacker_is_never_weaker(find: Find) -> None:
