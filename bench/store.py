@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pooch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -109,6 +111,11 @@ class Store:
                 yield path
         except OSError as error:
             raise _store_error(self.root, error) from error
+        except SafetensorError as error:
+            # It reports the system's errors as text of its own: "... (os error 28)".
+            code = re.search(r"os error (\d+)", str(error))
+            number = int(code[1]) if code else errno.EIO
+            raise _store_error(self.root, OSError(number, os.strerror(number))) from error
 
 
 def _store_error(root: Path, error: OSError) -> StoreError:

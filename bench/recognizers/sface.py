@@ -34,8 +34,7 @@ class SFace(Recognizer):
     Args:
         cut: Number of convolution blocks in the head, 1 to 26. The default gives the 64x56x56 map
             that has the shape of AdvFace's stored feature.
-        precision: "float32", "bfloat16", or "auto": bfloat16 on a CUDA device and on a CPU that
-            multiplies it natively.
+        precision: "float32", "bfloat16", or "auto": bfloat16 where the CPU multiplies it natively.
 
     Input: RGB in [0, 1], 112x112, ArcFace template, no mirror image; (255 x - 127.5) / 128 inside.
     Embeddings have unit length. Licence of the weights: Apache-2.0.
