@@ -20,9 +20,11 @@ from bench.datasets.base import Indices
 from bench.leaks import Leak
 from bench.metrics import (
     Estimate,
+    acceptance_from_scores,
     clustered_mean,
     clustered_rate,
     eer,
+    identification_from_scores,
     mse,
     pair_rate,
     psnr,
@@ -130,42 +132,36 @@ class Scorer:
     def _identity_values(self, judge: str, images: Tensor, shown: Indices | None) -> Values:
         world, recognizer = self._world, self._world.judges[judge]
         found = recognizer.leaking(Leak.TEMPLATE, images.to(world.device).float() / 255)
-        threshold = world.operating_point(judge).threshold
 
         def similarity(photos: Indices) -> NDArray[np.float64]:
             return _floats(recognizer.similarity(found, world.embeddings(judge, photos)))
 
-        leaked = similarity(self._probes).diagonal()
-        columns = np.unique(np.concatenate(world.split.mates))
-        accepted = similarity(columns) > threshold
+        others = np.unique(np.concatenate(world.split.mates))
+        accepted = acceptance_from_scores(
+            similarity(self._probes).diagonal(),
+            similarity(others),
+            self._mates_among(others, shown),
+            self.identities,
+            world.operating_point(judge).threshold,
+        )
+        gallery = world.split.gallery
+        ranked = identification_from_scores(
+            similarity(gallery), self.identities, world.identities(gallery)
+        )
+        hits = np.where(ranked.rank == 1, 1.0, 0.0)
+        if shown is not None:
+            hits[np.isin(shown, gallery)] = np.nan
         return {
-            "similarity": leaked,
-            "sar-1": (leaked > threshold).astype(float),
-            "sar-2": self._mate_rates(accepted, columns, shown),
-            "rank-1": self._rank_hits(similarity(world.split.gallery), shown),
+            "similarity": accepted.similarity,
+            "sar-1": accepted.type1.astype(float),
+            "sar-2": accepted.type2,
+            "rank-1": hits,
         }
 
-    def _mate_rates(
-        self, accepted: NDArray[np.bool_], columns: Indices, shown: Indices | None
-    ) -> NDArray[np.float64]:
-        """Return the share of each probe's mates that accept it; NaN without a mate."""
-        rates = np.full(len(self._probes), np.nan)
-        for row, mates in enumerate(self._world.split.mates):
-            others = mates if shown is None else mates[mates != shown[row]]
-            if len(others):
-                rates[row] = accepted[row, np.searchsorted(columns, others)].mean()
-        return rates
-
-    def _rank_hits(self, scores: NDArray[np.float64], shown: Indices | None) -> NDArray[np.float64]:
-        """Return whether a probe's own person scores above everybody else in the gallery."""
-        gallery = self._world.split.gallery
-        own = self.identities[:, None] == self._world.identities(gallery)[None, :]
-        best_own = np.where(own, scores, -np.inf).max(1)
-        best_other = np.where(own, -np.inf, scores).max(1)
-        hits = (best_own > best_other).astype(float)
-        if shown is not None:
-            hits[(own & (gallery[None, :] == shown[:, None])).any(1)] = np.nan
-        return hits
+    def _mates_among(self, photos: Indices, shown: Indices | None) -> NDArray[np.bool_]:
+        """Return (probes, photos): whether a photo is a mate other than the one shown."""
+        mates = np.stack([np.isin(photos, mates) for mates in self._world.split.mates])
+        return mates if shown is None else mates & (photos != shown[:, None])
 
     def scores(self, values: Values) -> list[Score]:
         """Turn raw values into estimates with intervals by identity."""

@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from bench.metrics.all_pairs import all_pairs
     from bench.metrics.definitions import Definition, definition, definitions
-    from bench.metrics.identification import acceptance, identification
+    from bench.metrics.identification import (
+        acceptance,
+        acceptance_from_scores,
+        identification,
+        identification_from_scores,
+    )
     from bench.metrics.image import mse, psnr, ssim
     from bench.metrics.intervals import (
         Estimate,
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
         eer,
         roc,
         tar_at_far,
+        threshold_at_fmr,
         verification_accuracy,
     )
 
@@ -55,6 +61,7 @@ __all__ = [
     "Reference",
     "Unlinkability",
     "acceptance",
+    "acceptance_from_scores",
     "all_pairs",
     "auc",
     "clopper_pearson",
@@ -68,6 +75,7 @@ __all__ = [
     "false_match_rate",
     "fmr_statistic",
     "identification",
+    "identification_from_scores",
     "lpips",
     "mcnemar",
     "mse",
@@ -79,6 +87,7 @@ __all__ = [
     "ssim",
     "tar_at_far",
     "tar_statistic",
+    "threshold_at_fmr",
     "unlinkability",
     "verification_accuracy",
     "vertex_bootstrap",
@@ -88,7 +97,12 @@ __all__ = [
 _NAMES = {
     "all_pairs": ("all_pairs",),
     "definitions": ("Definition", "definition", "definitions"),
-    "identification": ("acceptance", "identification"),
+    "identification": (
+        "acceptance",
+        "acceptance_from_scores",
+        "identification",
+        "identification_from_scores",
+    ),
     "image": ("mse", "psnr", "ssim"),
     "intervals": (
         "Estimate",
@@ -115,6 +129,7 @@ _NAMES = {
         "eer",
         "roc",
         "tar_at_far",
+        "threshold_at_fmr",
         "verification_accuracy",
     ),
 }

@@ -5,7 +5,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bench.errors import MetricError
-from bench.metrics.identification import acceptance, identification
+from bench.metrics.identification import (
+    acceptance,
+    acceptance_from_scores,
+    identification,
+    identification_from_scores,
+)
 
 NAN = np.full(2, np.nan)
 
@@ -198,3 +203,74 @@ class TestAcceptance:
     def test_bad_input_is_named(self, arguments, message):
         with pytest.raises(MetricError, match=message):
             acceptance(*arguments)
+
+
+def negative_distances(a, b):
+    """dlib's comparator: higher is more alike, never above zero."""
+    return -np.linalg.norm(a[:, None] - b[None], axis=2)
+
+
+class TestFromScores:
+    @settings(deadline=None, max_examples=25)
+    @given(st.integers(0, 10_000))
+    def test_cosines_as_scores_give_what_embeddings_give(self, seed):
+        gallery, owners = clouds(seed)
+        probes, identities = clouds(seed + 1, people=13, images=2)
+        probes[::5] = np.nan
+        unit = gallery / np.linalg.norm(gallery, axis=1, keepdims=True)
+        scores = probes / np.linalg.norm(probes, axis=1, keepdims=True) @ unit.T
+        found = identification_from_scores(scores, identities, owners, ranks=(1, 5))
+        expected = identification(probes, identities, gallery, owners, ranks=(1, 5))
+        assert found.rank.tolist() == expected.rank.tolist()
+        assert found.rates == expected.rates
+        assert np.allclose(found.top_score, expected.top_score, atol=1e-12)
+
+        leaked = np.random.default_rng(seed).integers(0, len(gallery), len(probes))
+        mates = owners[leaked][:, None] == owners[None, :]
+        mates[np.arange(len(probes)), leaked] = False
+        diagonal = scores[np.arange(len(probes)), leaked]
+        one = acceptance_from_scores(diagonal, scores, mates, owners[leaked], 0.4)
+        other = acceptance(probes, leaked, gallery, owners, 0.4)
+        assert one.type1.tolist() == other.type1.tolist()
+        assert one.type2.tolist() == other.type2.tolist()
+        assert (one.sar_type1, one.sar_type2) == (other.sar_type1, other.sar_type2)
+        assert np.allclose(one.similarity, other.similarity, atol=1e-12, equal_nan=True)
+
+    def test_negative_distances_rank_the_nearest_first(self):
+        gallery, owners = clouds(3)
+        probes, identities = clouds(4)
+        scores = negative_distances(probes, gallery)
+        found = identification_from_scores(torch.from_numpy(scores), identities, owners)
+        nearest = owners[np.argmax(scores, axis=1)]
+        assert found.hits().tolist() == (nearest == identities).tolist()
+        assert (found.top_score < 0).all()
+
+    def test_equal_scores_are_misses_and_no_tolerance_is_added(self):
+        scores = np.array([[-0.5, -0.5], [-0.5, np.nextafter(-0.5, -1)]])
+        found = identification_from_scores(scores, ["a", "a"], ["a", "b"])
+        assert found.rank.tolist() == [2, 1]
+
+    def test_thresholds_need_not_be_cosines(self):
+        mates = np.array([[True, True, False]])
+        result = acceptance_from_scores([-0.1], [[-0.3, -0.7, -0.1]], mates, ["a"], -0.6)
+        assert (result.type1.tolist(), result.type2.tolist()) == ([True], [0.5])
+
+    @pytest.mark.parametrize("bad", [[[0.5, np.nan]], [[np.inf, 0.5]]])
+    def test_a_score_that_is_missing_on_its_own_is_refused(self, bad):
+        with pytest.raises(MetricError, match="row 0 of scores"):
+            identification_from_scores(bad, ["a"], ["a", "b"])
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (([0.5], [[0.5]], [[1]], ["a"], 0.5), "booleans of shape"),
+            (([0.5], [[0.5]], [True], ["a"], 0.5), "booleans of shape"),
+            (([0.5, 0.5], [[0.5]], [[True]], ["a"], 0.5), "one finite score per row"),
+            (([np.nan], [[0.5]], [[True]], ["a"], 0.5), "one finite score per row"),
+            (([0.5], [[0.5]], [[True]], ["a"], np.nan), "threshold is NaN"),
+            (([0.5], [[0.5]], [[True]], ["a", "b"], 0.5), "identities must hold 1"),
+        ],
+    )
+    def test_bad_input_of_acceptance_is_named(self, arguments, message):
+        with pytest.raises(MetricError, match=message):
+            acceptance_from_scores(*arguments)
