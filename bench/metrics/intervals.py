@@ -7,13 +7,18 @@ interval with the effective sample size that the variance between identities imp
 Patil and Perona, IJCV 2024), means get Student's t over identities, and statistics without a
 formula are bootstrapped over identities.
 
+A rate or mean over several runs of an attack varies with the run as well: what one training found,
+all people share. Given `seeds`, the variances between identities and between seeds add up, with
+the degrees of freedom of Welch and Satterthwaite. The sum is what resampling identities and seeds
+on two levels estimates (Owen's pigeonhole bootstrap, 2007), without resampling.
+
 All intervals are two-sided, all arithmetic is float64.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -99,7 +104,9 @@ def clopper_pearson(successes: int, n: int, *, confidence: float = 0.95) -> Esti
     return Estimate(successes / n, float(low), float(high), n, n, "Clopper-Pearson")
 
 
-def clustered_rate(hits: Numbers, identities: Numbers, *, confidence: float = 0.95) -> Estimate:
+def clustered_rate(
+    hits: Numbers, identities: Numbers, *, seeds: Numbers | None = None, confidence: float = 0.95
+) -> Estimate:
     """Return a rate over probes of which several may show one identity.
 
     Wilson's interval with n_eff = p (1 - p) / V, V the cluster-robust variance of the mean, at most
@@ -110,23 +117,28 @@ def clustered_rate(hits: Numbers, identities: Numbers, *, confidence: float = 0.
     Args:
         hits: (probes,) 0 or 1, or a share in [0, 1] where a probe is tried several times.
         identities: (probes,) integers or strings.
+        seeds: (probes,) run of the attack behind each probe, integers or strings, if the interval
+            is to hold for other runs too. One seed says nothing about others.
         confidence: Nominal coverage, in (0, 1).
 
     Raises:
         MetricError: Wrong shapes, hits outside [0, 1], or a confidence outside (0, 1).
     """
     values = _rates(hits, "hits")
-    groups, clusters = _groups(identities, len(values))
+    groups, clusters = _groups(identities, "identities", len(values))
     rate = float(values.mean())
-    variance = _mean_variance(values, groups)
-    low, high = _robust_wilson(rate, variance, len(values), clusters, confidence)
+    parts = [(_mean_variance(values, groups), clusters), *_between_seeds(values, seeds)]
+    variance, quantile = _total(parts, confidence)
+    low, high = _robust_wilson(rate, variance, len(values), clusters, quantile)
     if clusters > 1:
         exception = _none_of(clusters, confidence)
         low, high = min(low, 1 - exception), max(high, exception)
-    return Estimate(rate, low, high, len(values), clusters, "Wilson, clustered by identity")
+    return Estimate(rate, low, high, len(values), clusters, f"Wilson, {_clustered_by(seeds)}")
 
 
-def clustered_mean(values: Numbers, identities: Numbers, *, confidence: float = 0.95) -> Estimate:
+def clustered_mean(
+    values: Numbers, identities: Numbers, *, seeds: Numbers | None = None, confidence: float = 0.95
+) -> Estimate:
     """Return a mean over probes (SSIM, PSNR, cosine, ...) of which several may show one identity.
 
     Student's t, with one degree of freedom less than there are identities, on the cluster-robust
@@ -138,6 +150,7 @@ def clustered_mean(values: Numbers, identities: Numbers, *, confidence: float = 
     Args:
         values: (probes,) real numbers, not NaN; +inf is allowed.
         identities: (probes,) integers or strings.
+        seeds: (probes,) as in `clustered_rate`.
         confidence: Nominal coverage, in (0, 1).
 
     Raises:
@@ -146,17 +159,18 @@ def clustered_mean(values: Numbers, identities: Numbers, *, confidence: float = 
     numbers = as_floats(values, "values", 1).astype(np.float64)
     if np.isnan(numbers).any() or np.isneginf(numbers).any():
         raise MetricError("values holds NaN or -inf; leave out or repair those probes")
-    groups, clusters = _groups(identities, len(numbers))
+    groups, clusters = _groups(identities, "identities", len(numbers))
     finite = np.isfinite(numbers)
     mean = float(numbers.mean())
     if not finite.any():
         low = high = mean
     else:
         numbers[~finite] = numbers[finite].max()
-        error = _mean_error(numbers, groups, clusters, confidence)
+        parts = [(_mean_variance(numbers, groups), clusters), *_between_seeds(numbers, seeds)]
+        error = _half_width(parts, confidence)
         low = float(numbers.mean()) - error
         high = mean + error
-    return Estimate(mean, low, high, len(numbers), clusters, "t, clustered by identity")
+    return Estimate(mean, low, high, len(numbers), clusters, f"t, {_clustered_by(seeds)}")
 
 
 def pair_rate(
@@ -189,7 +203,7 @@ def pair_rate(
             as_labels(right_identities, "right_identities", len(values)),
         )
     )
-    groups, clusters = _groups(both, 2 * len(values))
+    groups, clusters = _groups(both, "identities", 2 * len(values))
     left, right = groups[: len(values)], groups[len(values) :]
     rate = float(values.mean())
     residuals = values - rate
@@ -200,7 +214,8 @@ def pair_rate(
     per_dyad = np.bincount(dyads, residuals[others])
     shared = float(per_identity @ per_identity - per_dyad @ per_dyad)
     variance = shared / len(values) ** 2 * clusters / max(clusters - 1, 1)
-    low, high = _robust_wilson(rate, variance, len(values), clusters, confidence)
+    quantile = _student(confidence, clusters - 1)
+    low, high = _robust_wilson(rate, variance, len(values), clusters, quantile)
     return Estimate(rate, low, high, len(values), clusters, "Wilson, dyadic by identity")
 
 
@@ -255,7 +270,8 @@ def false_match_rate(
     clusters = len(counts)
     rate = len(first) / total
     variance = dyadic_variance(left, right, images) * clusters / (clusters - 1)
-    low, high = _robust_wilson(rate, variance, total, clusters, confidence)
+    quantile = _student(confidence, clusters - 1)
+    low, high = _robust_wilson(rate, variance, total, clusters, quantile)
     return Estimate(rate, low, high, total, clusters, "Wilson, dyadic by identity")
 
 
@@ -373,7 +389,12 @@ def tar_statistic(
 
 
 def paired_difference(
-    a: Numbers, b: Numbers, identities: Numbers, *, confidence: float = 0.95
+    a: Numbers,
+    b: Numbers,
+    identities: Numbers,
+    *,
+    seeds: Numbers | None = None,
+    confidence: float = 0.95,
 ) -> Estimate:
     """Return the difference of two rates measured on the same probes, a minus b.
 
@@ -385,6 +406,7 @@ def paired_difference(
         a: (probes,) 0 or 1, or a share in [0, 1].
         b: (probes,) the same probes under the other system.
         identities: (probes,) integers or strings.
+        seeds: (probes,) as in `clustered_rate`: the run of both systems behind each probe.
         confidence: Nominal coverage, in (0, 1).
 
     Raises:
@@ -393,15 +415,16 @@ def paired_difference(
     first, second = _rates(a, "a"), _rates(b, "b")
     if len(first) != len(second):
         raise MetricError(f"a and b hold {len(first)} and {len(second)} probes: pair them first.")
-    groups, clusters = _groups(identities, len(first))
+    groups, clusters = _groups(identities, "identities", len(first))
     difference = first - second
     value = float(difference.mean())
     adjusted = np.append(difference, (1.0, -1.0))
     added = np.append(groups, (clusters, clusters + 1))
-    error = _mean_error(adjusted, added, clusters, confidence)
+    parts = [(_mean_variance(adjusted, added), clusters), *_between_seeds(difference, seeds)]
+    error = _half_width(parts, confidence)
     centre = float(adjusted.mean())
     low, high = min(centre - error, value), max(centre + error, value)
-    return Estimate(value, low, high, len(first), clusters, "paired t, clustered by identity")
+    return Estimate(value, low, high, len(first), clusters, f"paired t, {_clustered_by(seeds)}")
 
 
 def mcnemar(b: int, c: int) -> float:
@@ -428,6 +451,7 @@ def non_inferiority(
     *,
     margin: float,
     better: Literal["higher", "lower"] = "higher",
+    seeds: Numbers | None = None,
     confidence: float = 0.95,
 ) -> NonInferiority:
     """Return whether a candidate's rate is worse than the baseline's by less than a margin.
@@ -438,6 +462,7 @@ def non_inferiority(
         identities: (probes,) integers or strings.
         margin: The largest tolerated loss, in (0, 1).
         better: "higher" for a utility such as TAR, "lower" for an attack's success.
+        seeds: (probes,) as in `paired_difference`.
         confidence: Of the one-sided bound, in (0.5, 1).
 
     Raises:
@@ -445,7 +470,9 @@ def non_inferiority(
     """
     if not 0 < margin < 1:
         raise MetricError(f"margin must lie in (0, 1), not {margin}.")
-    difference = paired_difference(candidate, baseline, identities, confidence=2 * confidence - 1)
+    difference = paired_difference(
+        candidate, baseline, identities, seeds=seeds, confidence=2 * confidence - 1
+    )
     if better == "higher":
         bound, holds = difference.low, difference.low > -margin
     else:
@@ -462,15 +489,14 @@ def _wilson(rate: float, n: float, quantile: float) -> tuple[float, float]:
 
 
 def _robust_wilson(
-    rate: float, variance: float, n: int, clusters: int, confidence: float
+    rate: float, variance: float, n: int, clusters: int, quantile: float
 ) -> tuple[float, float]:
     """Return Wilson's interval at the sample size that the variance implies, at most n.
 
     Without a hit, or without a miss, the variance says nothing and identities are the trials. One
-    identity says nothing about others.
+    identity, or one seed, says nothing about others: the quantile is infinite.
     """
-    quantile = _student(confidence, clusters)
-    if clusters == 1:
+    if math.isinf(quantile):
         return 0.0, 1.0
     spread = rate * (1 - rate)
     effective = max(variance, spread / n)
@@ -479,7 +505,7 @@ def _robust_wilson(
 
 def _none_of(clusters: int, confidence: float) -> float:
     """Return the upper end of Wilson's interval for no success in as many trials as identities."""
-    return _wilson(0.0, clusters, _student(confidence, clusters))[1]
+    return _wilson(0.0, clusters, _student(confidence, clusters - 1))[1]
 
 
 def _mean_variance(values: Doubles, groups: Integers) -> float:
@@ -489,10 +515,35 @@ def _mean_variance(values: Doubles, groups: Integers) -> float:
     return float(factor * (residuals @ residuals)) / len(values) ** 2
 
 
-def _mean_error(values: Doubles, groups: Integers, clusters: int, confidence: float) -> float:
-    """Return half the width of the t interval of the mean; infinite for one identity."""
-    quantile = _student(confidence, clusters)
-    return quantile * math.sqrt(_mean_variance(values, groups)) if clusters > 1 else quantile
+def _between_seeds(values: Doubles, seeds: Numbers | None) -> list[tuple[float, int]]:
+    """Return the variance of the mean between seeds and their number, if there are seeds."""
+    if seeds is None:
+        return []
+    groups, count = _groups(seeds, "seeds", len(values))
+    return [(_mean_variance(values, groups), count)]
+
+
+def _total(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
+    """Return the sum of variances, each with its number of units, and Student's quantile for it.
+
+    The degrees of freedom of the sum are those of Welch and Satterthwaite.
+    """
+    total = sum(variance for variance, _ in parts)
+    fewest = min(units for _, units in parts) - 1
+    if len(parts) == 1 or fewest == 0 or total == 0:
+        return total, _student(confidence, fewest)
+    freedom = total**2 / sum(variance**2 / (units - 1) for variance, units in parts)
+    return total, _student(confidence, freedom)
+
+
+def _half_width(parts: Sequence[tuple[float, int]], confidence: float) -> float:
+    """Return half the width of the t interval of a mean; infinite for one identity or seed."""
+    variance, quantile = _total(parts, confidence)
+    return quantile * math.sqrt(variance) if math.isfinite(quantile) else quantile
+
+
+def _clustered_by(seeds: Numbers | None) -> str:
+    return "clustered by identity" + ("" if seeds is None else " and seed")
 
 
 def _dyads(left: Integers, right: Integers, identities: int) -> tuple[Integers, Integers]:
@@ -519,8 +570,8 @@ def _impostor_pairs(counts: Integers) -> int:
     return (int(counts.sum()) ** 2 - int(counts @ counts)) // 2
 
 
-def _groups(identities: Numbers, count: int) -> tuple[Integers, int]:
-    labels = as_labels(identities, "identities", count)
+def _groups(units: Numbers, name: str, count: int) -> tuple[Integers, int]:
+    labels = as_labels(units, name, count)
     distinct, groups = np.unique(labels, return_inverse=True)
     return groups, len(distinct)
 
@@ -547,7 +598,7 @@ def _normal(confidence: float) -> float:
     return float(special.ndtri(1 - _tail(confidence)))
 
 
-def _student(confidence: float, clusters: int) -> float:
-    """Return the quantile of Student's t; infinite for one identity."""
+def _student(confidence: float, freedom: float) -> float:
+    """Return the quantile of Student's t; infinite without a degree of freedom."""
     probability = 1 - _tail(confidence)
-    return float(special.stdtrit(clusters - 1, probability)) if clusters > 1 else math.inf
+    return float(special.stdtrit(freedom, probability)) if freedom > 0 else math.inf

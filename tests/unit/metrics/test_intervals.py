@@ -149,6 +149,76 @@ def test_one_identity_leaves_a_mean_open() -> None:
     assert (estimate.low, estimate.value, estimate.high) == (-np.inf, 1.5, np.inf)
 
 
+# --- several seeds ------------------------------------------------------------------------------
+
+
+def crossed(
+    rng: np.random.Generator, identities: int, seeds: int, seed_spread: float
+) -> tuple[NDArray[np.float64], Integers, Integers]:
+    """Return one value, of mean 0, for each identity under each seed."""
+    identity, seed = np.divmod(np.arange(identities * seeds), seeds)
+    values = rng.normal(size=identities)[identity] + seed_spread * rng.normal(size=seeds)[seed]
+    return values + 0.3 * rng.normal(size=len(values)), identity, seed
+
+
+def test_the_variance_over_seeds_is_that_of_the_two_level_bootstrap() -> None:
+    rng = np.random.default_rng(14)
+    values, identity, seed = crossed(rng, 40, 5, 0.4)
+    table = values.reshape(40, 5)
+    # One draw less than there are units makes the variance of a mean unbiased (Rao and Wu, 1988).
+    people = rng.multinomial(39, np.full(40, 1 / 40), 20_000) / 39
+    runs = rng.multinomial(4, np.full(5, 1 / 5), 20_000) / 4
+    resampled = np.einsum("ri,ij,rj->r", people, table, runs).var()
+    parts = [5 * ((table.mean(1) - table.mean()) ** 2).sum() / (39 * 40 * 5)]
+    parts.append(((table.mean(0) - table.mean()) ** 2).sum() / (4 * 5))
+    freedom = sum(parts) ** 2 / (parts[0] ** 2 / 39 + parts[1] ** 2 / 4)
+    estimate = clustered_mean(values, identity, seeds=seed)
+    half = (estimate.high - estimate.low) / 2
+    assert half == pytest.approx(stats.t.ppf(0.975, freedom) * sum(parts) ** 0.5)
+    assert sum(parts) == pytest.approx(resampled, rel=0.05)
+    assert estimate.method == "t, clustered by identity and seed"
+
+
+def test_seeds_that_do_not_matter_hardly_widen_an_interval() -> None:
+    hits, identities = clustered(np.random.default_rng(15))
+    runs = np.tile(np.arange(10), 18)
+    alone, both = clustered_rate(hits, identities), clustered_rate(hits, identities, seeds=runs)
+    ratio = (both.high - both.low) / (alone.high - alone.low)
+    assert 1 < ratio < 1.3
+
+
+def test_one_seed_says_nothing_about_others() -> None:
+    hits, identities = clustered(np.random.default_rng(16))
+    same = np.zeros(180, int)
+    rate = clustered_rate(hits, identities, seeds=same)
+    assert (rate.low, rate.high) == (0, 1)
+    assert clustered_mean(hits, identities, seeds=same).high == np.inf
+    assert paired_difference(hits, hits, identities, seeds=same).low == -np.inf
+
+
+def test_coverage_over_people_and_seeds() -> None:
+    """Five seeds of an attack: by identity alone an interval covers 75 %, not 95 %."""
+    rng = np.random.default_rng(17)
+    covered = np.zeros(4)
+    for _ in range(300):
+        values, identity, seed = crossed(rng, 60, 5, 0.4)
+        hits = (values > 0).astype(float)
+        lost = (values < -1).astype(float)
+        rate = stats.norm.cdf(-1 / (1 + 0.4**2 + 0.3**2) ** 0.5)
+        covered += (
+            covers(lambda: clustered_mean(values, identity), 0),  # noqa: B023
+            covers(lambda: clustered_mean(values, identity, seeds=seed), 0),  # noqa: B023
+            covers(lambda: clustered_rate(hits, identity, seeds=seed), 0.5),  # noqa: B023
+            covers(
+                lambda: paired_difference(1 - lost, np.ones(300), identity, seeds=seed),  # noqa: B023
+                -rate,
+            ),
+        )
+    one_level, *two_levels = covered / 300
+    assert one_level < 0.8
+    assert min(two_levels) >= 0.88
+
+
 # --- pairs that share identities ----------------------------------------------------------------
 
 
@@ -423,6 +493,7 @@ def test_coverage_of_paired_differences() -> None:
         (lambda: wilson(1, 2, confidence=95), "confidence"),
         (lambda: clustered_rate([0, 2], [0, 1]), r"\[0, 1\]"),
         (lambda: clustered_rate([0, 1], [0, 1, 2]), "identities must hold 2"),
+        (lambda: clustered_rate([0, 1], [0, 1], seeds=[0]), "seeds must hold 2"),
         (lambda: clustered_rate([0, np.nan], [0, 1]), "NaN"),
         (lambda: clustered_rate([], []), "non-empty"),
         (lambda: clustered_mean([0, np.nan], [0, 1]), "NaN"),
