@@ -18,7 +18,16 @@ from bench.registry import REFERENCES
 from bench.scoring import Scorer, Values, perceptual_nets, to_bytes
 from bench.store import Artifact, Store
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
-from bench.world import World, protect, recognizer_fields, seeded, stored_records
+from bench.world import (
+    BATCH,
+    World,
+    comparables,
+    draws,
+    protect,
+    recognizer_fields,
+    seeded,
+    stored_records,
+)
 from defenses.base import Defense
 
 RECONSTRUCT_BATCH = 64
@@ -139,10 +148,12 @@ class Cells:
         if Right.DEPLOYED_INSTANCE in rights:
             granted["deployed"] = held("defender", 0)
         if Right.QUERIES in rights:
-            encoder = partial(_protect, world.deployed(defense, leak), cell.seed)
+            encoder = partial(_protect, world.deployed(defense, leak), draws([cell.seed, "query"]))
             granted["query"] = Meter(encoder, suite.query_budget, "query")
         if Right.SCORES in rights:
-            matcher = partial(_match, world.deployed(defense, leak), stored, cell.seed)
+            server = world.deployed(defense, leak)
+            enrolled = comparables(server, stored)
+            matcher = partial(_match, server, enrolled, draws([cell.seed, "score"]))
             granted["score"] = Meter(matcher, suite.score_budget, "score")
         return Attacker(
             cell.threat,
@@ -183,19 +194,21 @@ def _own_records(store: Store, defense: Defense, images: Tensor, fields: dict[st
     return stored_records(store, defense, images, fields).tensors["records"]
 
 
-def _protect(defense: Defense, seed: int, images: Tensor) -> Tensor:
-    """Return records of images, as the deployed encoder would answer a query."""
-    return protect(defense, images, derived_seed([seed, "query"]))[0]["records"]
+def _protect(defense: Defense, noise: torch.Generator, images: Tensor) -> Tensor:
+    """Return records of images, as the deployed encoder would answer a query: noise drawn anew."""
+    return protect(defense, images, noise)[0]["records"]
 
 
-def _match(defense: Defense, stored: Tensor, seed: int, handles: Tensor, images: Tensor) -> Tensor:
-    """Return the match score of each image against the stored record of its handle."""
-    generator = torch.Generator().manual_seed(derived_seed([seed, "score"]))
+def _match(
+    defense: Defense, enrolled: Tensor, noise: torch.Generator, handles: Tensor, images: Tensor
+) -> Tensor:
+    """Return the match score of each image against what is stored under its handle."""
     clean = defense.recognizer.leaking(defense.leak, images)
     with torch.no_grad():
-        probes = defense.probe(clean, generator=generator)
-        held = defense.comparable(stored[handles.cpu()].to(probes.device))
-    return defense.score(probes, held).diagonal()
+        probes = defense.probe(clean, generator=noise)
+        held = enrolled[handles.to(enrolled.device)]
+        blocks = zip(probes.split(BATCH), held.split(BATCH), strict=True)
+        return torch.cat([defense.score(*block).diagonal() for block in blocks])
 
 
 def check_readable(cell: Cell, attacker: Attacker, leaked: Tensor) -> None:

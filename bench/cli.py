@@ -21,6 +21,9 @@ app = typer.Typer(
     help="How much of a face survives in what a face-recognition system stores?",
 )
 
+INTERRUPTED = 130
+"""Exit code after Ctrl-C: typer ends with it and says nothing."""
+
 Plugins = Annotated[
     list[Path] | None,
     typer.Option("--plugin", help="A Python file that registers attacks or defenses; repeatable."),
@@ -55,9 +58,10 @@ def main() -> None:
     except UserError as error:
         typer.echo(f"veilbench: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("veilbench: stopped; run the same command again to continue.", err=True)
-        sys.exit(130)
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            typer.echo("veilbench: stopped; run the same command again to continue.", err=True)
+        raise
 
 
 @app.callback(invoke_without_command=True)

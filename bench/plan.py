@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.datasets.base import SplitSizes
 from bench.errors import UserError
@@ -36,6 +36,14 @@ class Named(BaseModel):
     def parameters(self) -> dict[str, Any]:
         """The fields beside the name."""
         return dict(self.model_extra or {})
+
+
+class NamedRecognizer(Named):
+    """A recogniser with its parameters; the label tells two of one kind apart in results."""
+
+    label: str = Field(
+        default_factory=lambda fields: fields["name"], pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+    )
 
 
 class NamedAttack(Named):
@@ -76,8 +84,8 @@ class Suite(BaseModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     title: str
     dataset: str
-    recognizer: Named
-    judges: tuple[Named, ...] = ()
+    recognizer: NamedRecognizer
+    judges: tuple[NamedRecognizer, ...] = ()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     split: SplitSizes
     fmr: float = Field(default=1e-3, gt=0, lt=1)
@@ -85,6 +93,14 @@ class Suite(BaseModel):
     query_budget: int = Field(default=1000, ge=1)
     score_budget: int = Field(default=100_000, ge=1)
     group: tuple[Group, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _tell_judges_apart(self) -> Self:
+        labels = [item.label for item in (self.recognizer, *self.judges)]
+        for label in set(labels):
+            if labels.count(label) > 1:
+                raise ValueError(f"two recognizers are called {label}: give one another label")
+        return self
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import ast
 import difflib
+import hashlib
 import importlib
+import importlib.machinery
 import importlib.metadata
 import importlib.util
 import inspect
@@ -114,14 +116,15 @@ class Registry:
 
     def _table(self) -> dict[str, Entry]:
         if self._entries is None:
-            self._entries = {}
+            table: dict[str, Entry] = {}
             decorator = f"{self.kind.upper()}S"
             for entry in [*_scan(self._package, decorator), *_entry_points(self._group)]:
-                self._add_entry(entry)
+                self._enter(entry, table)
+            self._entries = table
         return self._entries
 
-    def _add_entry(self, entry: Entry) -> None:
-        known = self._table().setdefault(entry.name, entry)
+    def _enter(self, entry: Entry, table: dict[str, Entry]) -> None:
+        known = table.setdefault(entry.name, entry)
         if known.target != entry.target:
             raise RegistryError(
                 f"The {self.kind} name {entry.name!r} is taken by {known.target} ({known.origin}): "
@@ -129,16 +132,14 @@ class Registry:
             )
 
     def _add_class(self, name: str, target: type) -> None:
-        origin = inspect.getsourcefile(target) or target.__module__
-        self._add_entry(
-            Entry(
-                name=name,
-                target=f"{target.__module__}:{target.__qualname__}",
-                summary=_first_sentence(target.__doc__),
-                origin=str(origin),
-            )
-        )
         self._check_type(name, target)
+        entry = Entry(
+            name=name,
+            target=f"{target.__module__}:{target.__qualname__}",
+            summary=_first_sentence(target.__doc__),
+            origin=inspect.getsourcefile(target) or target.__module__,
+        )
+        self._enter(entry, self._table())
         self._classes[name] = target
 
     def _check_type(self, name: str, target: object) -> None:
@@ -161,9 +162,10 @@ def _resolve(target: str, what: str) -> Any:
     module, _, attribute = target.partition(":")
     try:
         return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # whatever the module of another package raises on import
         raise RegistryError(
-            f"The {what} cannot be loaded from {target} ({error}): install what it needs."
+            f"The {what} cannot be loaded from {target} ({type(error).__name__}: {error}): "
+            "install what it needs, or mend it."
         ) from error
 
 
@@ -185,7 +187,7 @@ def _scan(package: str, registry: str) -> list[Entry]:
 def _registrations(node: ast.ClassDef, registry: str, module: str, path: Path) -> list[Entry]:
     return [
         Entry(
-            name=call.args[0].value,
+            name=name.value,
             target=f"{module}:{node.name}",
             summary=_first_sentence(ast.get_docstring(node)),
             traits=_traits(node),
@@ -197,8 +199,8 @@ def _registrations(node: ast.ClassDef, registry: str, module: str, path: Path) -
         and call.func.attr == "register"
         and isinstance(call.func.value, ast.Name)
         and call.func.value.id == registry
-        and isinstance(call.args[0], ast.Constant)
-        and isinstance(call.args[0].value, str)
+        for name in [*call.args, *(keyword.value for keyword in call.keywords)]
+        if isinstance(name, ast.Constant) and isinstance(name.value, str)
     ]
 
 
@@ -237,14 +239,19 @@ def load_plugin(path: Path) -> types.ModuleType:
     """
     if not path.is_file():
         raise RegistryError(f"The plug-in {path} does not exist: check the path after --plugin.")
-    name = f"veilbench_plugin_{path.stem}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    if spec is None or spec.loader is None:
+    if path.suffix != ".py":
         raise RegistryError(f"The plug-in {path} is not a Python file: give a file ending in .py.")
+    # Two files of one name in two folders are two modules.
+    folder = hashlib.sha256(str(path.resolve().parent).encode()).hexdigest()[:8]
+    name = f"veilbench_plugin_{path.stem}_{folder}"
+    loader = _Loader(name, str(path))
+    spec = importlib.machinery.ModuleSpec(name, loader, origin=str(path))
+    spec.has_location = True
     module = importlib.util.module_from_spec(spec)
+    known = None if name in sys.modules else _targets()
     sys.modules[name] = module
     try:
-        spec.loader.exec_module(module)
+        loader.exec_module(module)
     except RegistryError:
         raise
     except Exception as error:
@@ -252,7 +259,24 @@ def load_plugin(path: Path) -> types.ModuleType:
         raise RegistryError(
             f"The plug-in {path} fails on import ({type(error).__name__}: {error}): mend the file."
         ) from error
+    if known == _targets():
+        raise RegistryError(
+            f"The plug-in {path} registers nothing: put `@DEFENSES.register(...)` or "
+            "`@ATTACKS.register(...)` above its class."
+        )
     return module
+
+
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads a file and leaves no compiled copy beside it: the folder is the user's."""
+
+    def set_data(self, *_: object, **__: object) -> None:
+        """Write nothing."""
+
+
+def _targets() -> set[str]:
+    registries = (ATTACKS, DEFENSES, DATASETS, RECOGNIZERS, REFERENCES)
+    return {entry.target for registry in registries for entry in registry.entries()}
 
 
 ATTACKS = Registry("attack", "attacks", "attacks.base:Attack", "veilbench.attacks")

@@ -280,7 +280,7 @@ class _Writer:
         return {
             "suite": suite.name,
             "dataset": suite.dataset,
-            "recognizer": suite.recognizer.name,
+            "recognizer": suite.recognizer.label,
             "seed": self.world.seed,
         }
 

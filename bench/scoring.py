@@ -193,7 +193,7 @@ class Scorer:
             flags.append("indicative-fmr")
         if metric == "rank-1":
             flags.append(f"gallery={len(self._world.split.gallery)}")
-        if judge == self._world.suite.recognizer.name:
+        if judge == self._world.suite.recognizer.label:
             flags.append("target-judge")
         return tuple(flags)
 

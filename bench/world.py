@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError, validate_call
 from torch import Tensor
 
 from bench import assets
@@ -30,7 +31,7 @@ from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
-from bench.plan import Named, Spec, Suite
+from bench.plan import NamedRecognizer, Spec, Suite
 from bench.plugin import source_fingerprint
 from bench.recognizers.base import Recognizer
 from bench.registry import DATASETS, RECOGNIZERS
@@ -171,9 +172,9 @@ class World:
 
     @cached_property
     def judges(self) -> dict[str, Recognizer]:
-        """The recogniser under attack and the judges beside it, by name."""
-        judges = {item.name: make_recognizer(item, self.device) for item in self.suite.judges}
-        return {self.suite.recognizer.name: self.recognizer, **judges}
+        """The recogniser under attack and the judges beside it, by label."""
+        judges = {item.label: make_recognizer(item, self.device) for item in self.suite.judges}
+        return {self.suite.recognizer.label: self.recognizer, **judges}
 
     def embeddings(self, judge: str, photos: Indices | Sequence[int]) -> Tensor:
         """Return a judge's embeddings (N, D) of photos."""
@@ -269,7 +270,7 @@ class World:
         return self.store.artifact(
             "records",
             fields,
-            lambda: protect(self.deployed(spec, leak), self.images(probes), derived_seed(fields)),
+            lambda: protect(self.deployed(spec, leak), self.images(probes), draws(fields)),
         )
 
     def pair_scores(self, spec: Spec, leak: Leak) -> Artifact:
@@ -289,11 +290,12 @@ class World:
             defense = self.deployed(spec, leak)
             self.progress(f"protecting {len(photos)} photos with {spec.name}")
             images = self.images(photos)
-            made, facts = protect(defense, images, derived_seed(fields), keep=defense.comparable)
+            made, facts = protect(defense, images, draws(fields), keep=defense.comparable)
             stored = made["records"].to(self.device)
             probes = {"stored-vs-stored": stored}
             if defense.plain_probes:
-                probes["stored-vs-fresh"] = self._fresh_comparables(defense, images)
+                clean = self.recognizer.leaking(leak, images)
+                probes["stored-vs-fresh"] = comparables(defense, clean)
             left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
             scores = {
                 way: defense.score(fresh, stored)[right, left] for way, fresh in probes.items()
@@ -303,30 +305,28 @@ class World:
 
         return self.store.artifact("pair-scores", fields, make)
 
-    def _fresh_comparables(self, defense: Defense, images: Tensor) -> Tensor:
-        clean = self.recognizer.leaking(defense.leak, images)
-        with torch.no_grad():
-            return torch.cat([defense.comparable(part) for part in clean.split(BATCH)])
-
     def _content(self, photos: Indices) -> str:
         return digest([self._crops.key, photos.tolist()])
 
 
-def make_recognizer(item: Named, device: str) -> Recognizer:
+def make_recognizer(item: NamedRecognizer, device: str) -> Recognizer:
     """Return a recogniser by name and parameters, on a device.
 
     Raises:
         UserError: It has no such parameter, or a value is wrong.
     """
     kind = RECOGNIZERS.get(item.name)
+    recognizer: Recognizer = kind.__new__(kind)
     try:
-        inspect.signature(kind).bind(**item.parameters)
-    except TypeError as error:
+        # pydantic checks calls of functions and methods, not of classes.
+        validate_call(recognizer.__init__)(**item.parameters)  # type: ignore[misc]
+    except ValidationError as error:
+        first = error.errors()[0]
         known = ", ".join(inspect.signature(kind).parameters)
         raise UserError(
-            f"The recognizer {item.name!r} cannot be made ({error}): its parameters are {known}."
+            f"The parameter {first['loc'][0]!r} of recognizer {item.name!r} is wrong "
+            f"({first['msg']}): its parameters are {known}."
         ) from error
-    recognizer: Recognizer = kind(**item.parameters)
     return recognizer.to(device)
 
 
@@ -346,13 +346,13 @@ def stored_records(
     store: Store, defense: Defense, images: Tensor, fields: dict[str, Any]
 ) -> Artifact:
     """Return the "records" that an instance makes of images, from the store or made now."""
-    return store.artifact("records", fields, lambda: protect(defense, images, derived_seed(fields)))
+    return store.artifact("records", fields, lambda: protect(defense, images, draws(fields)))
 
 
 def protect(
     defense: Defense,
     images: Tensor,
-    seed: int,
+    generator: torch.Generator,
     keep: Callable[[Tensor], Tensor] = lambda records: records,
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Protect images batch by batch and check the records.
@@ -360,13 +360,12 @@ def protect(
     Args:
         defense: A fitted defense.
         images: (N, 3, 112, 112) in [0, 1].
-        seed: Seed of all per-record randomness.
+        generator: Source of all per-record randomness.
         keep: What to keep of each batch of records.
 
     Returns:
         The kept ("records"), and facts: shape of a record, and seconds that protection alone took.
     """
-    generator = torch.Generator().manual_seed(seed)
     kept, seconds, shape = [], 0.0, torch.Size()
     for batch in images.split(BATCH):
         clean = defense.recognizer.leaking(defense.leak, batch)
@@ -379,6 +378,18 @@ def protect(
             kept.append(keep(records.float()).cpu())
     facts = {"shape": list(shape), "protect_seconds": seconds, "count": len(images)}
     return {"records": torch.cat(kept)}, facts
+
+
+def comparables(defense: Defense, records: Tensor) -> Tensor:
+    """Return what a defense compares records by, made batch by batch on the recogniser's device."""
+    parts = records.to(next(defense.recognizer.parameters()).device).split(BATCH)
+    with torch.no_grad():
+        return torch.cat([defense.comparable(part) for part in parts])
+
+
+def draws(fields: object) -> torch.Generator:
+    """Return the source of randomness that belongs to what the fields describe."""
+    return torch.Generator().manual_seed(derived_seed(fields))
 
 
 def check_records(defense: Defense, records: Tensor, count: int) -> None:

@@ -20,7 +20,7 @@ PHOTOS_PER_PERSON = 10
 """Photos of one victim or gallery person that are used, so that few people do not dominate."""
 
 PEOPLE_PER_FOLD = 3
-"""Victims per verification fold where a dataset has no official pairs."""
+"""Victims per verification fold, at least, where a dataset has no official pairs."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class SplitSizes(BaseModel):
     """How many people and photos each role gets. One seed and these numbers fix a split.
 
     Attributes:
-        victims: Number of victims; None where official pairs name them.
+        victims: Number of victims, at least 4; None where official pairs name them.
         pairs_per_fold: Official pairs used per fold, half of them matched; None without a list.
         probes: Number of victims' photos whose records leak, spread evenly over the victims.
         attacker_images: Photos of the attacker's own people.
@@ -64,7 +64,7 @@ class SplitSizes(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    victims: int | None = Field(default=None, ge=2)
+    victims: int | None = Field(default=None, ge=4)
     pairs_per_fold: int | None = Field(default=None, ge=2, multiple_of=2)
     probes: int = Field(ge=1)
     attacker_images: int = Field(ge=2)
@@ -184,16 +184,19 @@ class _Casting:
             )
         victims = self._people(self._sizes.victims, "victims")
         photos = np.concatenate([self._photos[name] for name in victims])
-        fold_of = {name: place // PEOPLE_PER_FOLD for place, name in enumerate(victims)}
+        # Two folds at least, and every fold with two people: else it has no impostors.
+        count = max(2, len(victims) // PEOPLE_PER_FOLD)
+        fold_of = {name: place % count for place, name in enumerate(victims)}
         owner = np.array([self._identity[photo] for photo in photos])
         fold = np.array([fold_of[name] for name in owner])
         left, right = np.triu_indices(len(photos), k=1)
         same = owner[left] == owner[right]
         folds = np.where(fold[left] == fold[right], fold[left], -1)
         for number in set(fold_of.values()):
-            inside = np.flatnonzero((folds == number) & ~same)
-            surplus = len(inside) - int(((folds == number) & same).sum())
-            folds[self._random.choice(inside, max(surplus, 0), replace=False)] = -1
+            kinds = [np.flatnonzero((folds == number) & kind) for kind in (same, ~same)]
+            balance = min(len(inside) for inside in kinds)
+            for inside in kinds:
+                folds[self._random.choice(inside, len(inside) - balance, replace=False)] = -1
         return PairList(photos[left], photos[right], same, folds)
 
     def _some_official_pairs(self, pairs: PairList) -> PairList:

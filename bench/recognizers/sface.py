@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bench import assets
 from bench.errors import UserError
-from bench.recognizers.base import CROP, Recognizer, best_cpu_precision
+from bench.recognizers.base import CROP, Recognizer, best_cpu_precision, frozen_prelu
 from bench.registry import RECOGNIZERS
 
 Array = NDArray[np.float32]
@@ -168,26 +168,7 @@ class _FrozenPReLU(nn.Module):
         self.register_buffer("slope", torch.from_numpy(np.array(slope)).flatten())
 
     def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = _FrozenPReLUFunction.apply(x, self.slope.to(x.dtype))
-        return result
-
-
-class _FrozenPReLUFunction(torch.autograd.Function):
-    # torch's backward also sums the gradient of the slopes, element by element: on a CPU that took
-    # half of the time of a whole backward pass. Without it, two vectorised passes are enough.
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, slope: Tensor) -> Tensor:
-        ctx.save_for_backward(x, slope)
-        return functional.prelu(x, slope)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        x, slope = ctx.saved_tensors
-        slope = slope.reshape(-1, 1, 1)
-        passed = torch.ops.aten.threshold_backward(gradient, x, 0)
-        return torch.addcmul(gradient * slope, passed, 1 - slope), None
+        return frozen_prelu(x, self.get_buffer("slope"))
 
 
 def _dense(weight: Array, bias: Array, before: Affine) -> nn.Linear:

@@ -94,6 +94,16 @@ def test_bad_input_is_one_sentence_and_exit_code_two(
     assert not left, "something was half-written"
 
 
+def test_ctrl_c_says_how_to_continue(veilbench: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("bench.plan.load_suite", stop)
+    code, _, err = veilbench("run", "smoke")
+    assert code == 130
+    assert err == "veilbench: stopped; run the same command again to continue.\n"
+
+
 @pytest.mark.parametrize("option", ["--defence", "--epsilon"])
 def test_an_unknown_option_is_exit_code_two(option: str, veilbench: Command) -> None:
     code, _, err = veilbench("run", option, "x")

@@ -41,7 +41,7 @@ class Cat:
 
     leaks = frozenset({Leak.IMAGE, Leak.TEMPLATE})
 
-@OTHERS.register("table")
+@OTHERS.register(name="table")
 class Table:
     """No animal."""
 
@@ -156,6 +156,8 @@ def test_the_decorator_refuses_a_class_of_another_kind() -> None:
         class Wrong(Defense):
             pass
 
+    assert "of-this-test" not in ATTACKS.names()
+
 
 @pytest.mark.usefixtures("registries")
 def test_a_name_belongs_to_one_class() -> None:
@@ -193,7 +195,17 @@ def test_an_entry_point_cannot_take_a_name(zoo: str, monkeypatch: pytest.MonkeyP
         animals(zoo, "zoo.animals").names()
 
 
-@pytest.mark.parametrize("value", ["no_such_package_at_all:Dog", "{zoo}.base:Fish", "{zoo}.base"])
+def test_a_collision_is_told_every_time(zoo: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    entry_points(monkeypatch, ("wolf", "here:Wolf"), ("wolf", "there:Wolf"))
+    registry = animals(zoo, "zoo.animals")
+    for _ in range(2):
+        with pytest.raises(RegistryError, match="'wolf' is taken by here:Wolf"):
+            registry.names()
+
+
+@pytest.mark.parametrize(
+    "value", ["no_such_package_at_all:Dog", "{zoo}.base:Fish", "{zoo}.base", "{zoo}.cat:Cat"]
+)
 def test_an_entry_point_that_leads_nowhere_is_named(
     value: str, zoo: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -262,7 +274,33 @@ def test_a_plugin_that_is_no_python_file_is_refused(tmp_path: Path) -> None:
 def test_a_plugin_that_fails_on_import_says_why(tmp_path: Path, text: str, reason: str) -> None:
     with pytest.raises(RegistryError, match=rf"mine\.py fails on import \({reason}"):
         load_plugin(plugin(tmp_path, text))
-    assert "veilbench_plugin_mine" not in sys.modules
+    assert not [name for name in sys.modules if name.startswith("veilbench_plugin_mine")]
+
+
+def test_a_plugin_that_registers_nothing_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"mine\.py registers nothing: put `@DEFENSES"):
+        load_plugin(plugin(tmp_path, "x = 1"))
+
+
+@pytest.mark.usefixtures("registries")
+def test_a_plugin_may_be_loaded_twice_and_leaves_nothing_in_its_folder(tmp_path: Path) -> None:
+    path = plugin(tmp_path, PLUGIN.format(name="from-a-file"))
+    load_plugin(path)
+    load_plugin(path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.usefixtures("registries")
+def test_two_plugins_may_have_the_same_file_name(tmp_path: Path) -> None:
+    loaded = []
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        loaded.append(load_plugin(plugin(tmp_path / name, PLUGIN.format(name=f"of-{name}"))))
+    assert [sys.modules[module.__name__] for module in loaded] == loaded
+    assert DEFENSES.get("of-one") is not DEFENSES.get("of-two")
+    (tmp_path / "three").mkdir()
+    with pytest.raises(RegistryError, match="'of-one' is taken by"):
+        load_plugin(plugin(tmp_path / "three", PLUGIN.format(name="of-one")))
 
 
 @pytest.mark.usefixtures("registries")

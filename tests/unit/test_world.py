@@ -12,14 +12,14 @@ from torch import Tensor
 from bench.cell import Cells, check_images
 from bench.errors import DataError, UserError
 from bench.leaks import Leak
-from bench.plan import Cell, Named, Spec
+from bench.plan import Cell, NamedRecognizer, Spec
 from bench.plugin import Plugin
 from bench.registry import DATASETS, load_plugin
 from bench.run import choose_device
 from bench.scoring import utility
 from bench.store import Store
 from bench.threats import Threat
-from bench.world import BATCH, World, check_records, make_recognizer, protect, seeded
+from bench.world import BATCH, World, check_records, draws, make_recognizer, protect, seeded
 from defenses.base import Defense
 
 if TYPE_CHECKING:
@@ -123,19 +123,19 @@ class Echo(Defense):
 def test_records_are_made_in_batches_of_one_size(world: World) -> None:
     images = torch.rand(2 * BATCH + 3, 3, 112, 112)
     echo = Echo(world)
-    made, facts = protect(echo, images, 1)
+    made, facts = protect(echo, images, draws(1))
     assert echo.seen == [BATCH, BATCH, 3]
     assert made["records"].shape == (2 * BATCH + 3, 4)
     assert facts["shape"] == [4]
     assert facts["count"] == 2 * BATCH + 3
     assert facts["protect_seconds"] > 0
-    again = protect(echo, images[:BATCH], 1)[0]["records"]
+    again = protect(echo, images[:BATCH], draws(1))[0]["records"]
     assert torch.equal(made["records"][:BATCH], again)
-    assert not torch.equal(protect(echo, images[:BATCH], 2)[0]["records"], again)
+    assert not torch.equal(protect(echo, images[:BATCH], draws(2))[0]["records"], again)
 
 
 def test_only_what_is_kept_is_kept(world: World) -> None:
-    made, facts = protect(Echo(world), torch.rand(3, 3, 112, 112), 1, keep=lambda r: r[:, :1])
+    made, facts = protect(Echo(world), torch.rand(3, 3, 112, 112), draws(1), lambda r: r[:, :1])
     assert made["records"].shape == (3, 1)
     assert facts["shape"] == [4]
 
@@ -212,6 +212,24 @@ def test_queries_are_counted_and_cut_off(world: World) -> None:
         Cells(poor).reconstructions(cell)
 
 
+@pytest.mark.parametrize("noisy", [True, False])
+def test_a_query_asked_again_draws_its_noise_anew(world: World, noisy: bool) -> None:
+    defense = Spec("defense", "gaussian-noise", ()) if noisy else NONE
+    cell = Cell(Leak.TEMPLATE, defense, RETRIEVAL, Threat.QUERY, 0)
+    attacker = Cells(world)._attacker(cell, torch.empty(0))
+    image = world.attacker.images[:1]
+    assert torch.equal(attacker.query(image), attacker.query(image)) != noisy
+
+
+def test_behind_the_scores_stand_templates_and_no_images(world: World) -> None:
+    cell = Cell(Leak.IMAGE, NONE, RETRIEVAL, Threat.SCORE, 0)
+    photos = world.images(world.split.probes)
+    attacker = Cells(world)._attacker(cell, photos)
+    assert attacker.score(torch.arange(2), photos[:2]).min() > 0.99
+    enrolled = attacker._score._function.args[1]
+    assert enrolled.shape == (len(photos), world.recognizer.embedding_size)
+
+
 def test_scores_are_those_of_the_stored_records(world: World) -> None:
     cell = Cell(Leak.TEMPLATE, NONE, RETRIEVAL, Threat.SCORE, 0)
     stored = world.victim_records(NONE, Leak.TEMPLATE).tensors["records"]
@@ -262,9 +280,32 @@ def test_a_device_is_chosen_or_refused() -> None:
 
 
 def test_a_recognizer_takes_its_parameters(world: World) -> None:
-    deep = make_recognizer(Named(name="sface", cut=6, precision="float32"), "cpu")
+    deep = make_recognizer(NamedRecognizer(name="sface", cut=6, precision="float32"), "cpu")
     assert deep.feature_shape != world.recognizer.feature_shape
     assert deep.precision == "float32"
+
+
+@pytest.mark.parametrize(
+    ("parameters", "sentence"),
+    [
+        ({"cut": "x"}, "parameter 'cut' of recognizer 'sface' is wrong .*integer.*are cut, prec"),
+        ({"precision": 3}, "parameter 'precision' of recognizer 'sface' is wrong .*string"),
+        ({"depth": 3}, "parameter 'depth' of recognizer 'sface' is wrong .*Unexpected"),
+        ({"cut": 99}, "cut 99 of sface is no block: give a number from 1 to 26"),
+    ],
+)
+def test_a_wrong_parameter_of_a_recognizer_is_named(
+    parameters: dict[str, Any], sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence):
+        make_recognizer(NamedRecognizer(name="sface", **parameters), "cpu")
+
+
+def test_two_recognizers_of_one_kind_are_told_apart_by_their_labels(world: World) -> None:
+    judge = NamedRecognizer(name="sface", cut=6, label="sface-6")
+    judges = another(world, judges=(judge,)).judges
+    assert list(judges) == ["sface", "sface-6"]
+    assert judges["sface"].feature_shape != judges["sface-6"].feature_shape
 
 
 PLUGIN = '''

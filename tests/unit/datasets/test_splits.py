@@ -174,6 +174,18 @@ def test_all_pairs_of_the_victims_with_balanced_folds(seed: int) -> None:
         assert pairs.same[chosen].sum() == (~pairs.same[chosen]).sum() == 3 * 45
 
 
+@pytest.mark.parametrize("crowd", CROWDS)
+@pytest.mark.parametrize("victims", [4, 5, 7, 10, 11])
+def test_every_fold_has_as_many_impostors_as_genuine_pairs(crowd: Crowd, victims: int) -> None:
+    pairs = crowd.split(sizes(victims=victims, probes=2), 0).pairs
+    folds = set(pairs.folds.tolist()) - {-1}
+    assert len(folds) == max(2, victims // 3)
+    for fold in folds:
+        same = pairs.same[pairs.folds == fold]
+        assert same.sum() == (~same).sum()
+        assert crowd is UNEVEN or same.any()
+
+
 def both(pairs: PairList, fold: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     return pairs.left[pairs.folds == fold], pairs.right[pairs.folds == fold]
 
