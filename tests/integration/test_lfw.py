@@ -29,11 +29,12 @@ def small_lfw() -> Suite:
             "group": [
                 {
                     "leak": "features",
-                    "defenses": [
-                        {"name": "none"},
-                        {"name": "sign-noise", "eps": 0.6},
-                        {"name": "advface", "eps": 0.6, "shadow_steps": 80},
-                    ],
+                    "defenses": [{"name": "none"}, {"name": "sign-noise", "eps": 0.6}],
+                    "attacks": [{"name": "unet", "steps": 150, "threats": ["transfer"]}],
+                },
+                {
+                    "leak": "features",
+                    "defenses": [{"name": "advface", "eps": 0.6, "shadow_steps": 80}],
                     "attacks": [
                         {"name": "unet", "steps": 150, "threats": ["transfer", "adaptive"]}
                     ],
