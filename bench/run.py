@@ -221,8 +221,12 @@ class _Writer:
         ]
 
     def utility(self, leak: Leak, defense: Spec, scores: list[Score]) -> list[Row]:
-        """Return the rows of a defense's utility and cost."""
-        return [self._row(score, **self._about(leak, defense)) for score in scores]
+        """Write a defense's pair scores; return the rows of its utility and cost."""
+        about = self._about(leak, defense)
+        scored = self.world.pair_scores(defense, leak)
+        folder = self._cell_folder(scored.key, {"kind": "utility", **about}, scored.facts)
+        _write_pairs(folder / "values.csv", self.world, scored)
+        return [self._row(score, **about, cell=scored.key) for score in scores]
 
     def cell(self, runner: Cells, cell: Cell, made: Artifact, values: Values) -> list[Row]:
         """Write one attack on one defense."""
@@ -302,15 +306,34 @@ class _Writer:
         self, key: str, about: dict[str, Any], values: Values, made: Artifact | None
     ) -> None:
         """Write cell.json, values.csv and the reconstructions of one cell."""
-        folder = _make_folder(self._out / "cells" / key)
-        facts = {} if made is None else made.facts
-        with atomic_path(folder / "cell.json") as path:
-            about = {**about, "seed": self.world.seed, "facts": facts}
-            path.write_text(json.dumps(about, indent=1, default=str))
+        folder = self._cell_folder(key, about, {} if made is None else made.facts)
         with atomic_path(folder / "values.csv") as path, path.open("w", newline="") as stream:
             _write_values(csv.writer(stream), self.world, values)
         if made is not None:
             _save_images(folder / "reconstructions.npy", made.tensors["images"])
+
+    def _cell_folder(self, key: str, about: dict[str, Any], facts: dict[str, Any]) -> Path:
+        """Make the folder of one cell, with cell.json; return it."""
+        folder = _make_folder(self._out / "cells" / key)
+        with atomic_path(folder / "cell.json") as path:
+            about = {**about, "seed": self.world.seed, "facts": facts}
+            path.write_text(json.dumps(about, indent=1, default=str))
+        return folder
+
+
+def _write_pairs(target: Path, world: World, scored: Artifact) -> None:
+    """Write the score of every verification pair, and what `scoring.utility` needs beside it."""
+    pairs = world.split.pairs
+    photos = [[world.dataset.photos[i].key for i in side] for side in (pairs.left, pairs.right)]
+    people = [world.identities(side).tolist() for side in (pairs.left, pairs.right)]
+    same = pairs.same.astype(int).tolist()
+    # As text of the shortest form that reads back to the same float32.
+    ways = [column.numpy().astype(np.float32).astype(str) for column in scored.tensors.values()]
+    header = ["left", "right", "left_identity", "right_identity", "same", "fold"]
+    with atomic_path(target) as path, path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow([*header, *scored.tensors])
+        writer.writerows(zip(*photos, *people, same, pairs.folds.tolist(), *ways, strict=True))
 
 
 def _write_values(writer: Any, world: World, values: Values) -> None:
@@ -328,6 +351,11 @@ def _write_probes(world: World, out: Path) -> None:
     _save_images(folder / "originals.npy", images)
     with atomic_path(folder / "probes.csv") as path, path.open("w", newline="") as stream:
         _write_values(csv.writer(stream), world, {})
+    with atomic_path(folder / "people.csv") as path, path.open("w", newline="") as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["role", "photo", "identity", "sha256"])
+        for role, members in world.members().items():
+            writer.writerows([role, x.photo, x.identity, x.content] for x in members)
 
 
 def _save_images(target: Path, images: torch.Tensor) -> None:

@@ -60,6 +60,21 @@ class Team:
     content: str
 
 
+@dataclass(frozen=True)
+class Member:
+    """A photo in a role.
+
+    Attributes:
+        photo: Its name in the dataset.
+        identity: Whom it shows.
+        content: The sha256 of its crop.
+    """
+
+    photo: str
+    identity: str
+    content: str
+
+
 class World:
     """The scene of all cells of one suite and seed.
 
@@ -126,17 +141,26 @@ class World:
         return np.array([self.dataset.photos[int(photo)].identity for photo in photos])
 
     def _check_roles(self) -> None:
-        crops = self._crops.tensors["crops"]
-        hashes = [hashlib.sha256(crop.numpy().tobytes()).hexdigest() for crop in crops]
         check_disjoint(
             {
-                role: [
-                    (self.dataset.photos[index].identity, hashes[self._position[int(index)]])
-                    for index in _roles(self.split)[role]
-                ]
-                for role in ("defender", "attacker", "victims")
+                role: [(member.identity, member.content) for member in members]
+                for role, members in self.members().items()
             }
         )
+
+    def members(self) -> dict[str, list[Member]]:
+        """Return the photos of every role that may share nobody with another."""
+        roles = _roles(self.split)
+        return {
+            role: [self._member(int(photo)) for photo in roles[role]]
+            for role in ("defender", "attacker", "victims")
+        }
+
+    def _member(self, photo: int) -> Member:
+        crop = self._crops.tensors["crops"][self._position[photo]]
+        about = self.dataset.photos[photo]
+        content = hashlib.sha256(crop.numpy().tobytes()).hexdigest()
+        return Member(about.key, about.identity, content)
 
     @property
     def scene(self) -> str:

@@ -82,7 +82,7 @@ def grids(run: Run) -> list[Grid]:
     """
     seed = min((line.seed for line in run.lines), default=0)
     lines = [line for line in run.lines if line.seed == seed and run.has_cell(line)]
-    attacks = [line for line in lines if line.protection and line.attack != WORST_CASE]
+    attacks = [line for line in lines if line.protection and line.attack not in {None, WORST_CASE}]
     if not attacks:
         return []
     album = _Album(run, seed)
