@@ -7,7 +7,7 @@ made them. Raw values per probe come first; a row is their mean with an interval
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -30,6 +30,7 @@ from bench.metrics import (
     psnr,
     ssim,
     tar_at_far,
+    unlinkability,
     verification_accuracy,
 )
 from bench.metrics.perceptual import Reference as PerceptualReference
@@ -52,6 +53,11 @@ PIXELS = {
 RATES = {"sar-1", "sar-2", "rank-1"}
 LOWER_IS_CLOSER = {"mse", "st-lpips", "lpips"}
 """Metrics whose smallest value is the best attack."""
+
+NON_MATED = 10_000
+"""Pairs of different people that linkage is measured against, drawn from all of them."""
+
+LINKING_FMR = 1e-3
 
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 
@@ -214,7 +220,7 @@ def worst_case(cells: Iterable[Values]) -> Values:
 
 
 def utility(world: World, spec: Spec, leak: Leak) -> list[Score]:
-    """Score recognition with a defense, both ways of matching, and what the defense costs.
+    """Score recognition with a defense, what it costs, and whether its records can be linked.
 
     Stored records are compared with fresh probes that carry no protection, where the defense
     allows that, and with other stored records.
@@ -227,7 +233,51 @@ def utility(world: World, spec: Spec, leak: Leak) -> list[Score]:
         for way, tensor in sorted(artifact.tensors.items())
         for score in verification_scores(_floats(tensor), pairs.same, pairs.folds, people, way)
     ]
-    return [*found, *_cost(artifact.facts)]
+    settled = tuple(f"{name}={value:.3g}" for name, value in artifact.facts["found"].items())
+    found = [replace(score, flags=(*score.flags, *settled)) for score in found]
+    return [*found, *_cost(artifact.facts), *protection(world, spec, leak)]
+
+
+def protection(world: World, spec: Spec, leak: Leak) -> list[Score]:
+    """Score how well records of two applications can be linked, where secrets can be renewed.
+
+    Mated are different photos of one person, one protected by each application. The renewed record
+    of the very same photo is scored apart: a linker ties it to the revoked one at the threshold
+    that ties 1 of 1000 records of different people.
+    """
+    if not spec.create().renewable:
+        return []
+    scores = _floats(world.linkage_scores(spec, leak).tensors["scores"])
+    return linkability(scores, world.identities(world.pair_photos))
+
+
+def linkability(scores: NDArray[np.float64], identities: NDArray[np.str_]) -> list[Score]:
+    """Return D_sys beside its permutation null, the linker's AUC, and how renewal holds.
+
+    Args:
+        scores: (N, N) linkage scores of two applications; entry (i, i) compares one photo.
+        identities: (N,) whom the photos show.
+    """
+    same = identities[:, None] == identities[None, :]
+    mated = same & ~np.eye(len(same), dtype=bool)
+    chosen = np.random.default_rng(0).permutation(scores[~same])[:NON_MATED]
+    found = unlinkability(scores[mated], chosen)
+    null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
+    others = np.sort(chosen)
+    people = identities[np.nonzero(mated)[0]]
+    threshold = others[-1 - int(LINKING_FMR * len(others))]
+    renewed = (scores.diagonal() > threshold).astype(float)
+    return [
+        Score("d-sys", "d-sys", _plain(found.d_sys, found.n_mated), flags=null),
+        Score("linkage-auc", "linkage-auc", clustered_mean(_ranks(scores[mated], others), people)),
+        Score("renewed-linked", "renewed-linked", clustered_rate(renewed, identities)),
+    ]
+
+
+def _ranks(scores: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the share of sorted other scores that each score exceeds, ties counted half."""
+    below = np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")
+    return below / (2 * len(others))
 
 
 def verification_scores(

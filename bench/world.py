@@ -297,14 +297,19 @@ class World:
             lambda: protect(self.deployed(spec, leak), self.images(probes), draws(fields)),
         )
 
+    @property
+    def pair_photos(self) -> Indices:
+        """The photos of the split's pairs, sorted."""
+        return np.unique(np.concatenate([self.split.pairs.left, self.split.pairs.right]))
+
     def pair_scores(self, spec: Spec, leak: Leak) -> Artifact:
         """Return the scores (P,) of the split's pairs with a defense, and what it costs.
 
-        "stored-vs-stored" compares two records; "stored-vs-fresh" a record with an unprotected
-        probe, where the defense allows that. Records are not kept: only their comparables matter.
+        "stored-vs-stored" compares two records, "stored-vs-fresh" a record with an unprotected
+        probe, each where the defense allows that. Records are not kept: only their comparables
+        matter.
         """
-        pairs = self.split.pairs
-        photos = np.unique(np.concatenate([pairs.left, pairs.right]))
+        pairs, photos = self.split.pairs, self.pair_photos
         fields = {
             **self.record_fields(spec, leak, self._content(photos), "defender"),
             "pairs": [pairs.left.tolist(), pairs.right.tolist()],
@@ -316,7 +321,7 @@ class World:
             images = self.images(photos)
             made, facts = protect(defense, images, draws(fields), keep=defense.comparable)
             stored = made["records"].to(self.device)
-            probes = {"stored-vs-stored": stored}
+            probes = {"stored-vs-stored": stored} if defense.mutual else {}
             if defense.plain_probes:
                 clean = self.recognizer.leaking(leak, images)
                 probes["stored-vs-fresh"] = comparables(defense, clean)
@@ -325,9 +330,34 @@ class World:
                 way: defense.score(fresh, stored)[right, left] for way, fresh in probes.items()
             }
             size = defense.bytes_per_record(torch.Size(facts["shape"]))
-            return scores, {**facts, "bytes_per_record": size}
+            return scores, {**facts, "bytes_per_record": size, "found": defense.found}
 
         return self.store.artifact("pair-scores", fields, make)
+
+    def linkage_scores(self, spec: Spec, leak: Leak) -> Artifact:
+        """Return how alike ("scores", (N, N)) the records of two applications are.
+
+        Both protect the photos of the split's pairs: the deployed instance (rows), and a second one
+        of the defender with other secrets (columns).
+        """
+        photos = self.pair_photos
+        content = self._content(photos)
+        first, second = (
+            self.record_fields(spec, leak, content, "defender", number) for number in (0, 1)
+        )
+
+        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            self.progress(f"linking two applications of {spec.name}")
+            images = self.images(photos)
+            mine, other = (
+                protect(self.instance(spec, leak, "defender", number), images, draws(fields))
+                for number, fields in enumerate((first, second))
+            )
+            records = [made["records"].to(self.device) for made, _ in (mine, other)]
+            with torch.no_grad():
+                return {"scores": self.deployed(spec, leak).linkage(*records)}, {}
+
+        return self.store.artifact("linkage", {"first": first, "second": second}, make)
 
     def _content(self, photos: Indices) -> str:
         return digest([self._crops.key, photos.tolist()])

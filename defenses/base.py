@@ -54,14 +54,38 @@ class Defense(Plugin, ABC):
 
     Attributes:
         leaks: The objects it can protect.
-        plain_probes: Whether a record can be compared with an unprotected probe. Where it cannot
-            (a hash under a key), a probe is protected before it is compared.
         leak: The object that this instance protects, which is what `protect` receives.
         recognizer: The undefended recogniser. Both are set by `setup`.
     """
 
     leaks: ClassVar[frozenset[Leak]]
-    plain_probes: ClassVar[bool] = True
+
+    @property
+    def plain_probes(self) -> bool:
+        """Whether a record can be compared with an unprotected probe.
+
+        Where it cannot (a hash under a key), a probe is protected before it is compared.
+        """
+        return True
+
+    @property
+    def mutual(self) -> bool:
+        """Whether two records can be compared with one another.
+
+        Where every record has a key of its own they cannot: the matcher protects a plain probe
+        under the key of the record that it is compared with.
+        """
+        return True
+
+    @property
+    def renewable(self) -> bool:
+        """Whether a stolen record can be revoked: the same face, another key, another record."""
+        return False
+
+    @property
+    def found(self) -> dict[str, float]:
+        """What `fit` settled that is no secret and no parameter, for the results. Default: none."""
+        return {}
 
     @final
     def setup(self, world: Defender) -> Self:
@@ -112,6 +136,18 @@ class Defense(Plugin, ABC):
     def score(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the (P, R) similarity of comparables. Default: cosine."""
         return functional.normalize(probes, dim=1) @ functional.normalize(references, dim=1).T
+
+    def linkage(self, records: Tensor, others: Tensor) -> Tensor:
+        """Return the (N, M) similarity by which records of two applications can be linked.
+
+        The linker has both databases and whatever the handling of keys publishes, and no secret.
+        Default: the system's own comparison.
+
+        Args:
+            records: (N, ...) records of one instance.
+            others: (M, ...) records of another instance, with other secrets.
+        """
+        return self.score(self.comparable(records), self.comparable(others))
 
     def bytes_per_record(self, shape: torch.Size) -> float:
         """Return the bytes that a record of this shape takes in storage. Default: float32."""

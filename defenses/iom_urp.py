@@ -1,0 +1,61 @@
+"""Index-of-max hashing with permutations."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from bench.registry import DEFENSES
+from defenses.keyed import Key, Keyed, share_of_equal
+
+
+@DEFENSES.register("iom-urp")
+@dataclass
+class IoMURP(Keyed):
+    """Where the product of permuted templates is largest in a window (Jin et al., IEEE TIFS 2018).
+
+    Leaks: template. Secret: the permutations. Score: share of equal indices. Known weakness: as
+    `iom-grp`; an index points at numbers that are large together. Source: the paper's reference
+    code xingbod/IoM-Hashing; parameters of Cryptology-Algorithm-Lab/Analysis_LSH.
+
+    Args:
+        indices: Number of indices stored.
+        window: Numbers of the permuted product that compete, at most the length of the template.
+        factors: Permuted copies that are multiplied.
+    """
+
+    indices: Annotated[int, Field(ge=1)] = 600
+    window: Annotated[int, Field(ge=2)] = 100
+    factors: Annotated[int, Field(ge=1)] = 2
+
+    def draw_key(self, size: int, generator: torch.Generator) -> Key:
+        """Draw (indices, factors, window) positions: the beginnings of permutations."""
+        if self.window > size:
+            raise ValueError(f"iom-urp needs window <= {size}, the length of the template")
+        order = torch.rand(self.indices, self.factors, size, generator=generator).argsort(2)
+        return (order[:, :, : self.window].contiguous(),)
+
+    def encode(self, x: Tensor, key: Key) -> Tensor:
+        """Return (N, indices) indices in [0, window)."""
+        return torch.cat([self._largest(part, key[0]) for part in x.split(16)])
+
+    def _largest(self, x: Tensor, positions: Tensor) -> Tensor:
+        # Numbers of one position of all templates lie together, so a gather copies whole rows.
+        columns = x.T.contiguous()
+        product = columns[positions[:, 0]]
+        for factor in range(1, self.factors):
+            product *= columns[positions[:, factor]]
+        return product.argmax(1).T.float()
+
+    def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
+        """Return the share of equal indices in [0, 1]."""
+        return share_of_equal(probes, references)
+
+    def code_bytes(self, size: int) -> float:
+        """Return the bytes of packed indices."""
+        return size * math.ceil(math.log2(self.window)) / 8
