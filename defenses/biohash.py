@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed
 
@@ -29,6 +30,8 @@ class BioHash(Keyed):
         variant: "gaussian" orthonormalises a Gaussian matrix and cuts at 0; "uniform" takes numbers
             in [0, 1) and cuts each code at the mean of its own projections.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     bits: Annotated[int, Field(ge=1)] = 128
     variant: Literal["gaussian", "uniform"] = "gaussian"

@@ -37,6 +37,8 @@ class DIoM(Keyed):
         steps: Training steps of 64 templates each; 0 leaves the network random.
     """
 
+    leaks = frozenset({Leak.TEMPLATE})
+
     indices: Annotated[int, Field(ge=1)] = 512
     choices: Annotated[int, Field(ge=2)] = 30
     width: Annotated[int, Field(ge=1)] = 1024

@@ -11,6 +11,7 @@ from pydantic import Field
 from scipy.linalg import hadamard
 from torch import Tensor
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed, share_of_equal
 
@@ -32,6 +33,8 @@ class IMM(Keyed):
         groups: Groups; two indices are stored of each.
         rows: Rows in a group, at most the length of the template rounded up to a power of two.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     groups: Annotated[int, Field(ge=1)] = 300
     rows: Annotated[int, Field(ge=2)] = 16

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed, share_of_equal
 
@@ -29,6 +30,8 @@ class IoMGRP(Keyed):
         indices: Groups; one index is stored of each.
         projections: Projections in a group.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     indices: Annotated[int, Field(ge=1)] = 300
     projections: Annotated[int, Field(ge=2)] = 16

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed, share_of_equal
 
@@ -28,6 +29,8 @@ class IoMURP(Keyed):
         window: Numbers of the permuted product that compete, at most the length of the template.
         factors: Permuted copies that are multiplied.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     indices: Annotated[int, Field(ge=1)] = 600
     window: Annotated[int, Field(ge=2)] = 100

@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed
 
@@ -31,6 +32,8 @@ class MLPHash(Keyed):
         width: Numbers in a hidden layer.
         layers: Hidden layers.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     bits: Annotated[int, Field(ge=1)] = 512
     width: Annotated[int, Field(ge=1)] = 1024

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed
 
@@ -35,6 +36,8 @@ class PolyProtect(Keyed):
         largest: Coefficients lie in [-largest, largest].
         overlap: Numbers that neighbouring windows share, less than terms.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     terms: Annotated[int, Field(ge=2, le=20)] = 5
     largest: Annotated[int, Field(ge=1)] = 50

@@ -9,6 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Key, Keyed
 
@@ -25,6 +26,8 @@ class RandomProjection(Keyed):
     Args:
         numbers: Numbers kept; all of them make a rotation. At most the length of the template.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     numbers: Annotated[int, Field(ge=1)] = 64
 

@@ -11,6 +11,7 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
+from bench.leaks import Leak
 from bench.registry import DEFENSES
 from defenses.keyed import Handling, Key, Keyed
 
@@ -24,8 +25,8 @@ class SlerpFace(Keyed):
     vector k by the share t = alpha - a of the angle between them, some of its numbers are dropped,
     and it is scaled to length a: the group's attention. Matching turns the probe alike.
 
-    Leaks: template. Secret: none as published, the key is stored beside the record
-    (`key = "leaked"`); the numbers dropped are lost to everybody. Score: 1 - arccos(s) / pi, where
+    Leaks: template. Secret: the numbers dropped, which nobody keeps. The key is stored in the open
+    beside the record, as published (`key = "leaked"`). Score: 1 - arccos(s) / pi, where
     s sums the groups' inner products. Known weakness: with the key the interpolation is undone on
     the numbers that are kept, and a is the length of a stored group. Source: the paper and facts of
     Tencent TFace, recognition/tasks/slerpface. There a network makes 49 groups and their attention;
@@ -38,6 +39,8 @@ class SlerpFace(Keyed):
             groups whose attention is below the median and a quarter less in the others.
         group: Numbers in a group; it divides the length of the template.
     """
+
+    leaks = frozenset({Leak.TEMPLATE})
 
     key: Handling = "leaked"
     alpha: Annotated[float, Field(ge=0, le=1)] = 0.9
@@ -56,7 +59,8 @@ class SlerpFace(Keyed):
         """Return (N, D) with zeros where numbers are dropped."""
         turned, attention = self._turned(x, key[0])
         low = attention < attention.median(1, keepdim=True).values
-        kept = torch.where(low[..., None], *(self._kept(key[1], q) for q in (0.25, -0.25)))
+        more, fewer = self._kept(key[1], 0.25), self._kept(key[1], -0.25)
+        kept = torch.where(low[..., None], more, fewer)
         return (functional.normalize(turned * kept, dim=2) * attention[..., None]).flatten(1)
 
     def match(self, probes: Tensor, codes: Tensor, key: Key) -> Tensor:

@@ -105,7 +105,7 @@ def test_an_unknown_kind_of_noise_is_refused() -> None:
         draw_like(torch.empty(1), generator(), "pink")
 
 
-# --- quantisation, pixels, hashes ---------------------------------------------------------------
+# --- quantisation, pixels -----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [1, 2, 8])
@@ -140,39 +140,6 @@ def test_pixelated_probes_are_recognised_after_enlargement(fit: Fit, faces: Tens
         stored = defense.comparable(defense.protect(faces, generator=generator()))
         fresh = defense.comparable(faces)
     assert defense.score(fresh, stored).argmax(1).tolist() == list(range(len(faces)))
-
-
-def test_biohash_is_the_sign_of_an_orthonormal_projection(fit: Fit, templates: Tensor) -> None:
-    defense = fit("biohash", Leak.TEMPLATE, bits=96)
-    key = defense.projection
-    assert key.shape == (128, 96)
-    torch.testing.assert_close(key.T @ key, torch.eye(96), rtol=0, atol=1e-5)
-    code = defense.protect(templates, generator=generator())
-    assert set(code.unique().tolist()) == {0, 1}
-    assert torch.equal(code.bool(), templates @ key > 0)
-    assert defense.bytes_per_record(code.shape[1:]) == 12
-
-
-def test_biohash_scores_the_share_of_equal_bits(fit: Fit, templates: Tensor) -> None:
-    defense = fit("biohash", Leak.TEMPLATE)
-    code = defense.protect(templates, generator=generator())
-    scores = defense.score(code[:2], code)
-    by_hand = (code[:2, None] == code[None]).float().mean(2)
-    torch.testing.assert_close(scores, by_hand)
-    assert torch.equal(defense.score(code[:1], 1 - code[:1]), torch.zeros(1, 1))
-
-
-def test_biohash_protects_probes_and_forgets_under_another_key(fit: Fit, templates: Tensor) -> None:
-    one, other = (fit("biohash", Leak.TEMPLATE, seed=seed) for seed in (1, 2))
-    code = one.protect(templates, generator=generator())
-    assert torch.equal(one.probe(templates, generator=generator()), code)
-    across = one.score(other.protect(templates, generator=generator()), code)
-    assert across.diagonal().mean() < 0.7
-
-
-def test_biohash_cannot_be_longer_than_the_template(fit: Fit) -> None:
-    with pytest.raises(ValueError, match="bits <= 128"):
-        fit("biohash", Leak.TEMPLATE, bits=129)
 
 
 # --- AdvFace ------------------------------------------------------------------------------------

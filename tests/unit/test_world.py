@@ -257,6 +257,20 @@ def test_protected_probes_alone_are_matched_where_plain_ones_cannot_be(world: Wo
     assert set(scores.tensors) == {"stored-vs-stored"}
 
 
+def test_records_with_keys_of_their_own_meet_plain_probes_only(world: World) -> None:
+    spec = Spec("defense", "biohash", (("key", "subject"),))
+    assert set(world.pair_scores(spec, Leak.TEMPLATE).tensors) == {"stored-vs-fresh"}
+    table = {score.metric: score.estimate for score in utility(world, spec, Leak.TEMPLATE)}
+    assert table["accuracy.stored-vs-fresh"].value > 0.9
+    assert table["linkage-auc"].value < 0.7
+    assert table["d-sys"].n == table["linkage-auc"].n > 0
+
+
+def test_nothing_is_linked_where_nothing_can_be_renewed(world: World) -> None:
+    metrics = {score.metric for score in utility(world, NONE, Leak.TEMPLATE)}
+    assert "d-sys" not in metrics
+
+
 # --- small parts --------------------------------------------------------------------------------
 
 
