@@ -29,8 +29,8 @@ class IronMask(Defense):
     takes the template to a random codeword, and the sha256 of the codeword. A probe is rotated
     alike and decoded: the largest entries, with their signs. It is accepted if the hash agrees.
 
-    Leaks: template. Secret: the codeword, which nobody keeps. Score: 1 if accepted, else 0: there is
-    one operating point. Known weakness: few entries make the codeword easy to guess, many reject
+    Leaks: template. Secret: the codeword, which nobody keeps. Score: 1 if accepted, else 0: there
+    is one operating point. Known weakness: few entries make the codeword easy to guess, many reject
     the genuine probe; any face that is accepted gives the codeword, and with it the template
     exactly. Source: facts of Cryptology-Algorithm-Lab/HashBTP and DeepFaceProtection.
 
