@@ -3,7 +3,7 @@
 Image similarity (`ssim`, `psnr`, `mse`, `lpips`), verification and identification, unlinkability,
 and the intervals that belong to them (`bench.metrics.intervals`). `bench.metrics.definitions` says
 what each metric id in a result row means. Arrays and tensors are accepted; nothing here needs the
-rest of the package except its errors and its weight files.
+rest of the package except its errors, weight files and float32 setting.
 
 Names load on first use, so that listing the metrics does not import torch.
 """

@@ -26,6 +26,7 @@ from bench.metrics.bands import Band, Bracket, Catch, MiddleBand, Pairs, Sample,
 from bench.metrics.population import Population
 from bench.metrics.screening import Float32Screen, Int8Screen, Screen, int8_products_are_exact
 from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
+from bench.precision import full_float32
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -184,7 +185,7 @@ def _search(
 ) -> Certificate:
     """Run passes over all impostor pairs until every band holds its order statistic."""
     passes, scored, largest_error, sigmas = 0, 0, 0.0, _SIGMAS
-    with _full_float32(), _threads_of_our_own() as cores:
+    with full_float32(), _threads_of_our_own() as cores:
         sample, screen = _prepare(population, genuine, bands, block)
         missing = bands
         while missing:
@@ -280,14 +281,3 @@ def _threads_of_our_own() -> Iterator[int]:
         yield cores
     finally:
         torch.set_num_threads(cores)
-
-
-@contextmanager
-def _full_float32() -> Iterator[None]:
-    """Keep torch from taking float32 products in TF32 or bfloat16."""
-    precision = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(precision)

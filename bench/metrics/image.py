@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.errors import MetricError
 from bench.metrics.definitions import unknown
+from bench.precision import full_float32
 
 Images = TypeVar("Images", NDArray[Any], Tensor)
 
@@ -160,6 +161,7 @@ def _ssim(x: Tensor, y: Tensor, window: Window, data_range: float) -> Tensor:
     return index.mean(dim=(1, 2, 3))
 
 
+@full_float32()
 def _filter(maps: Tensor, taps: tuple[float, ...]) -> Tensor:
     """Filter the last two axes with the separable window, without padding, as matrix products."""
     height, width = maps.shape[-2:]
@@ -206,7 +208,7 @@ def _rounded(taps: tuple[float, ...], dtype: torch.dtype) -> Tensor:
 
 def _pair(a: Images, b: Images, data_range: float) -> tuple[Tensor, Tensor]:
     """Return both inputs as float tensors (N, C, H, W), or explain why that cannot be."""
-    x, y = _tensor(a), _tensor(b)
+    x, y = as_tensor(a), as_tensor(b)
     if x.shape != y.shape:
         raise MetricError(
             f"The images differ in shape, {tuple(x.shape)} and {tuple(y.shape)}: pair them first."
@@ -235,9 +237,16 @@ def _pair(a: Images, b: Images, data_range: float) -> tuple[Tensor, Tensor]:
     return (x, y) if x.ndim == 4 else (x[None], y[None])
 
 
-def _tensor(images: NDArray[Any] | Tensor) -> Tensor:
+def as_tensor(images: NDArray[Any] | Tensor) -> Tensor:
+    """Return images as a tensor over the same numbers, if they are an array or tensor of numbers.
+
+    Raises:
+        MetricError: They are anything else, such as a list.
+    """
     if isinstance(images, Tensor):
         return images
+    if not isinstance(images, np.ndarray) or images.dtype.kind not in "biufc":
+        raise MetricError("Images must be a tensor or an array of numbers: convert them.")
     return torch.from_numpy(np.require(images, requirements=["C", "W"]))  # copies only if it must
 
 

@@ -297,9 +297,15 @@ def vertex_bootstrap(
         seed: Of the resamples.
 
     Raises:
-        MetricError: The statistic is undefined in a resample; a confidence outside (0, 1).
+        MetricError: Fewer than two identities, no resample, a statistic that is undefined in one; a
+            confidence outside (0, 1).
     """
     tail = _tail(confidence)
+    if identities < 2 or replicates < 1:
+        raise MetricError(
+            f"{replicates} resamples of {identities} identities give no interval: give 1 and 2, or "
+            "more."
+        )
     generator = np.random.default_rng(seed)
     chances = np.full(identities, 1 / identities)
     draws = [statistic(generator.multinomial(identities, chances)) for _ in range(replicates)]
@@ -468,6 +474,8 @@ def non_inferiority(
     Raises:
         MetricError: As `paired_difference`; a margin or confidence outside its range.
     """
+    if better not in ("higher", "lower"):
+        raise MetricError(f"better must be 'higher' or 'lower', not {better!r}.")
     if not 0 < margin < 1:
         raise MetricError(f"margin must lie in (0, 1), not {margin}.")
     difference = paired_difference(
@@ -584,8 +592,11 @@ def _rates(values: Numbers, name: str) -> Doubles:
 
 
 def _check_counts(successes: int, n: int) -> None:
-    if not (n > 0 and 0 <= successes <= n):
-        raise MetricError(f"{successes} of {n} trials is no rate: give 0 <= successes <= n, n > 0.")
+    whole = all(isinstance(count, (int, np.integer)) for count in (successes, n))
+    if not (whole and n > 0 and 0 <= successes <= n):
+        raise MetricError(
+            f"{successes} of {n} trials is no rate: give integers, 0 <= successes <= n, n > 0."
+        )
 
 
 def _tail(confidence: float) -> float:

@@ -18,7 +18,6 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
@@ -27,6 +26,8 @@ from torch.nn import functional
 from bench import assets
 from bench.errors import MetricError, MissingAssetError
 from bench.metrics.definitions import unknown
+from bench.metrics.image import as_tensor
+from bench.precision import full_float32
 from bench.torchvision_import import import_torchvision
 
 if TYPE_CHECKING:
@@ -146,6 +147,7 @@ class _Network:
     shift: Tensor  # (3, 1, 1), as `scale`: the normalisation for images in [-1, 1]
     scale: Tensor
 
+    @full_float32()
     def features(self, images: Tensor) -> list[Tensor]:
         """Return the unit-length feature maps of images in [0, 1].
 
@@ -316,10 +318,7 @@ def _trunk_path(net: str) -> Path:
 
 def _images(images: NDArray[Any] | Tensor) -> Tensor:
     """Return the images as a float32 tensor (N, 3, H, W), or explain why that cannot be."""
-    if isinstance(images, Tensor):
-        x = images
-    else:
-        x = torch.from_numpy(np.require(images, requirements=["C", "W"]))
+    x = as_tensor(images)
     shape = tuple(x.shape)
     if x.ndim not in (3, 4) or shape[-3] != 3 or 0 in shape:
         raise MetricError(f"Images must have the shape (N, 3, H, W) or (3, H, W), not {shape}.")

@@ -22,6 +22,7 @@ from bench.metrics.arrays import (
     Numbers,
     as_labels,
     as_scores,
+    to_numpy,
 )
 
 if TYPE_CHECKING:
@@ -292,9 +293,12 @@ def as_fars(fars: float | Iterable[float]) -> list[float]:
     """Return the targets as floats.
 
     Raises:
-        MetricError: No target, or one outside (0, 1].
+        MetricError: No target, or one that is no number in (0, 1].
     """
-    targets = [float(str(far)) for far in np.atleast_1d(np.asarray(fars, dtype=object))]
+    try:
+        targets = [float(str(far)) for far in np.atleast_1d(np.asarray(fars, dtype=object))]
+    except ValueError as error:
+        raise MetricError(f"false accept rates must be numbers, not {fars!r}") from error
     if not targets or not all(0 < far <= 1 for far in targets):
         raise MetricError(f"false accept rates must lie in (0, 1], not {targets}")
     return targets
@@ -368,7 +372,9 @@ def _count_above(ascending: Floats, thresholds: Floats) -> Integers:
 
 
 def _as_truth(same: Numbers, count: int) -> Booleans:
-    truth = as_labels(same, "same", count)
+    truth = to_numpy(same)
+    if truth.shape != (count,):
+        raise MetricError(f"same must hold {count} labels; its shape is {truth.shape}")
     if not np.isin(truth, (0, 1)).all():
         raise MetricError("same must hold booleans, or 0 for two people and 1 for one person")
     return truth.astype(np.bool_)

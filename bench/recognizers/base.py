@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from bench import assets
 from bench.leaks import Leak
+from bench.precision import full_float32
 
 CROP = (3, 112, 112)
 """Shape of an input image: RGB in [0, 1], aligned as in `bench.datasets.align`."""
@@ -79,6 +80,13 @@ class Recognizer(nn.Module, ABC):
                 return _batched(self.head, images)
             case Leak.TEMPLATE:
                 return _batched(self.embed, images)
+
+    def _compute(self, layers: nn.Module, x: Tensor) -> Tensor:
+        """Run layers over a map in the recognizer's precision, of which float32 is never TF32."""
+        half = self.precision == "bfloat16"
+        with full_float32(), torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
+            result: Tensor = layers(x.contiguous(memory_format=torch.channels_last))
+        return result.float()
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the (P, R) similarities of embeddings; higher is more alike. Default: cosine."""

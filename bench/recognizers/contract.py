@@ -111,20 +111,14 @@ class ContractRecognizer(Recognizer):
     def head(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut."""
         views = [images, images.flip(3)] if self.contract.flip else [images]
-        return torch.cat([self._run(self.front, self.contract.prepare(x)) for x in views], dim=1)
+        prepared = [self.contract.prepare(view) for view in views]
+        return torch.cat([self._compute(self.front, x) for x in prepared], dim=1)
 
     def tail(self, features: Tensor) -> Tensor:
         """Map the map at the cut to embeddings of unit length."""
         views = features.chunk(2, dim=1) if self.contract.flip else [features]
-        embeddings = torch.stack([self._run(self.back, view) for view in views])
+        embeddings = torch.stack([self._compute(self.back, view) for view in views])
         return functional.normalize(embeddings.sum(0), dim=1)
-
-    def _run(self, half: nn.Module, x: Tensor) -> Tensor:
-        x = x.contiguous(memory_format=torch.channels_last)
-        enabled = self.precision == "bfloat16"
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=enabled):
-            result: Tensor = half(x)
-        return result.float()
 
     @torch.no_grad()
     def _settle(self) -> None:

@@ -135,7 +135,7 @@ class DLib(Recognizer):
 
     def features(self, chips: Tensor) -> Tensor:
         """Map chips (N, 3, 150, 150) in [0, 1] to the map at the cut, (N, 32, 35, 35)."""
-        return self._run(self.stem, (chips * 255 - self.mean) / 256)
+        return self._compute(self.stem, (chips * 255 - self.mean) / 256)
 
     def head(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut, (N, 32, 35, 35)."""
@@ -143,19 +143,13 @@ class DLib(Recognizer):
 
     def tail(self, features: Tensor) -> Tensor:
         """Map the map at the cut, (N, 32, 35, 35), to embeddings (N, 128), not normalised."""
-        result: Tensor = self.dense(self._run(self.blocks, features).mean((2, 3)))
+        result: Tensor = self.dense(self._compute(self.blocks, features).mean((2, 3)))
         return result
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the (P, R) negative Euclidean distances of embeddings."""
         # By a matrix product it would be 12 times as fast, but equal embeddings would not be at 0.
         return -torch.cdist(probes, references, compute_mode="donot_use_mm_for_euclid_dist")
-
-    def _run(self, layers: nn.Sequential, x: Tensor) -> Tensor:
-        half = self.precision == "bfloat16"
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
-            result: Tensor = layers(x.contiguous(memory_format=torch.channels_last))
-        return result.float()
 
 
 class _Block(nn.Module):

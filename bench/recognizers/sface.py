@@ -63,19 +63,12 @@ class SFace(Recognizer):
 
     def head(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut."""
-        x = (images * 255 - 127.5) / 128
-        return self._run(self.head_blocks, x.contiguous(memory_format=torch.channels_last))
+        return self._compute(self.head_blocks, (images * 255 - 127.5) / 128)
 
     def tail(self, features: Tensor) -> Tensor:
         """Map the map at the cut to embeddings of unit length."""
-        x = self._run(self.tail_blocks, features.contiguous(memory_format=torch.channels_last))
+        x = self._compute(self.tail_blocks, features)
         return functional.normalize(self.dense(x.flatten(1)), dim=1)
-
-    def _run(self, blocks: nn.Sequential, x: Tensor) -> Tensor:
-        half = self.precision == "bfloat16"
-        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half):
-            result: Tensor = blocks(x)
-        return result.float()
 
 
 def _build(graph: onnx.GraphProto) -> tuple[list[nn.Sequential], nn.Linear]:

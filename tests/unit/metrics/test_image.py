@@ -151,6 +151,8 @@ IMAGE = np.full((1, 3, 16, 16), 100.0)
         (IMAGE[:0], IMAGE[:0], 255, "must have the shape"),
         (IMAGE > 0, IMAGE > 0, 255, "must be real"),
         (IMAGE + 1j, IMAGE + 1j, 255, "must be real"),
+        (IMAGE.tolist(), IMAGE.tolist(), 255, "must be a tensor or an array"),
+        (IMAGE.astype(object), IMAGE.astype(object), 255, "must be a tensor or an array"),
     ],
 )
 def test_bad_images_are_refused(

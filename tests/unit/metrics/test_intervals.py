@@ -490,7 +490,10 @@ def test_coverage_of_paired_differences() -> None:
     [
         (lambda: wilson(3, 2), "3 of 2"),
         (lambda: clopper_pearson(0, 0), "0 of 0"),
+        (lambda: wilson(1.5, 2), "give integers"),  # type: ignore[arg-type]
         (lambda: wilson(1, 2, confidence=95), "confidence"),
+        (lambda: vertex_bootstrap(lambda _: 1.0, 1), "1000 resamples of 1 identities"),
+        (lambda: vertex_bootstrap(lambda _: 1.0, 9, replicates=0), "0 resamples"),
         (lambda: clustered_rate([0, 2], [0, 1]), r"\[0, 1\]"),
         (lambda: clustered_rate([0, 1], [0, 1, 2]), "identities must hold 2"),
         (lambda: clustered_rate([0, 1], [0, 1], seeds=[0]), "seeds must hold 2"),
@@ -505,6 +508,7 @@ def test_coverage_of_paired_differences() -> None:
         (lambda: dyadic_variance([0], [2], [2, 2]), "outside 0..1"),
         (lambda: dyadic_variance([0], [1], [2, 0]), "at least two identities"),
         (lambda: non_inferiority([1], [1], [0], margin=0), "margin"),
+        (lambda: non_inferiority([1], [1], [0], margin=0.1, better="more"), "better"),  # type: ignore[arg-type]
         (lambda: non_inferiority([1], [1], [0], margin=0.1, confidence=0.5), "confidence"),
         (
             lambda: tar_statistic([1.0], [0, 1], [1.0], [0], [1], [2, 2], far=0.1),

@@ -121,6 +121,8 @@ class TestTarAtFar:
             ([0.1], [0.1], 1.1, r"\(0, 1\]"),
             ([0.1], [0.1], float("nan"), r"\(0, 1\]"),
             ([0.1], [0.1], [], r"\(0, 1\]"),
+            ([0.1], [0.1], None, "must be numbers"),
+            ([0.1], [0.1], ["1%"], "must be numbers"),
         ],
     )
     def test_bad_input_is_named(self, genuine, impostor, far, message):
@@ -236,6 +238,7 @@ class TestVerificationAccuracy:
             ([0.1, np.nan], [0, 1], [0, 1], "exact", "scores holds NaN"),
             ([0.1, 0.2], [0], [0, 1], "exact", "same must hold 2"),
             ([0.1, 0.2], [0, 2], [0, 1], "exact", "same must hold booleans"),
+            ([0.1, 0.2], ["0", "1"], [0, 1], "exact", "same must hold booleans"),
             ([0.1, 0.2], [0, 1], [0], "exact", "folds must hold 2"),
             ([0.1, 0.2], [0, 1], [0.5, 1.5], "exact", "folds must be integers or strings"),
             ([0.1, 0.2], [0, 1], [3, 3], "exact", "single fold"),

@@ -196,7 +196,7 @@ def test_the_gradient_is_that_of_the_function(pictures: Tensor) -> None:
     target = torch.randn(128, generator=generator, dtype=torch.float64)
     direction = torch.randn(image.shape, generator=generator, dtype=torch.float64)
     exact = SFace(precision="float32").double()
-    exact._run = lambda blocks, x: blocks(x)  # type: ignore[method-assign] # no cast to float32
+    exact._compute = lambda blocks, x: blocks(x)  # type: ignore[method-assign] # no cast to float32
 
     def value(step: float) -> Tensor:
         return exact.embed(image + step * direction) @ target
