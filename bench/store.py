@@ -1,37 +1,52 @@
 """The content-addressed store: what was computed once is not computed again.
 
 An artifact's key is the sha256 of the canonical JSON of everything that can change its bytes. It is
-written to a temporary file, flushed, and renamed, so a reader sees all of it or nothing.
+written to a temporary file, flushed, and renamed, so a reader sees all of it or nothing. Beside the
+tensors stands their sha256: what a disk has damaged is noticed when it is read, and made again.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
+import logging
 import os
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence, Set
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pooch
+import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from bench.claims import Claims
 from bench.errors import UserError
 from bench.keys import digest
+from bench.profile import profile
 
-SCHEMA = 1
+SCHEMA = 2
 """Raised when the meaning of stored artifacts changes; part of every key."""
+
+CLAIMS = "claims"
+"""The sub-folder that holds no artifacts."""
+
+LEFT_BEHIND = 3600.0
+"""Seconds after which an unfinished file or a claim belongs to nobody."""
+
+_log = logging.getLogger("veilbench")
 
 
 class StoreError(UserError):
-    """The store cannot be written or read. It ends the run: other cells would fail alike."""
+    """The store cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -58,64 +73,240 @@ def default_root() -> Path:
 
 
 class Store:
-    """Artifacts under one folder.
+    """Artifacts under one folder, which processes and machines may share.
 
     Args:
         root: The folder; made when the first artifact is written.
+
+    Attributes:
+        used: Path below the root, without suffix, of every artifact that was read or written.
+        made: How many artifacts were made, by stage.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.used: set[str] = set()
+        self.made: Counter[str] = Counter()
+        self._claims = Claims(root / CLAIMS)
+        self._checked: dict[Path, dict[str, Any]] = {}
+        self._refusal: StoreError | None = None
 
     def artifact(self, stage: str, fields: dict[str, Any], make: Callable[[], Made]) -> Artifact:
-        """Return the artifact of a stage, making and writing it if it is absent.
+        """Return the artifact of a stage, making and writing it if it is absent or damaged.
+
+        If another process is making it, wait for that one.
 
         Args:
-            stage: Name of the stage: "crops", "records", "reconstructions".
+            stage: Name of the stage: "records", "reconstructions".
             fields: Everything that can change the bytes, as plain values.
             make: Computes the tensors, and the facts to record beside them.
 
         Raises:
-            StoreError: The store cannot be read or written.
+            StoreError: The store cannot be written. From then on it computes nothing: it gives out
+                what is there, and raises the same for the rest.
         """
         full = {"schema": SCHEMA, "stage": stage, **fields}
         key = digest(full)
-        data, note = self._paths(stage, key)
-        if not (data.is_file() and note.is_file()):
-            started = time.perf_counter()
-            tensors, facts = make()
-            facts = {**facts, "seconds": round(time.perf_counter() - started, 3)}
+        data = self.root / stage / key[:2] / f"{key}.safetensors"
+        while (note := self._note(data)) is None:
+            with self._claimed(key, lambda: self._note(data) is not None) as mine:
+                if mine:
+                    self._make(data, full, make)
+        return self._load(data, note)
+
+    def rows(
+        self,
+        stage: str,
+        fields: dict[str, Any],
+        names: Sequence[str],
+        make: Callable[[list[int]], Tensor],
+    ) -> Tensor:
+        """Return one row per name, making only the rows that no run has made before.
+
+        A row must depend on the fields and its own name alone, whatever is made beside it.
+
+        Args:
+            stage: Name of the stage: "crops", "embeddings".
+            fields: Everything that can change the bytes of every row, as plain values.
+            names: What each row is made of, such as the sha256 of a photo.
+            make: Computes the rows (N, ...) at some positions of `names`.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        family = f"{stage}/{digest(fields)}"
+        while self._missing(family, names):
+            with self._claimed(digest(family), lambda: not self._missing(family, names)) as mine:
+                if mine:
+                    self._make_rows(family, fields, names, make)
+        parts = {path: note["key"]["rows"] for path, note in self._parts(family).items()}
+        found: dict[str, Tensor] = {}
+        for path, held in parts.items():
+            rows = self._load(path, self._checked[path]).tensors["rows"]
+            if held == list(names):
+                return rows
+            found.update(zip(held, rows, strict=True))
+        return torch.stack([found[name] for name in names])
+
+    def _make_rows(
+        self,
+        family: str,
+        fields: dict[str, Any],
+        names: Sequence[str],
+        make: Callable[[list[int]], Tensor],
+    ) -> None:
+        missing = self._missing(family, names)
+        part = {**fields, "rows": [names[position] for position in missing]}
+        self.artifact(family, part, lambda: ({"rows": make(missing)}, {}))
+
+    def _missing(self, family: str, names: Sequence[str]) -> list[int]:
+        """Return the position of the first of each name that no part of a family holds."""
+        known = {name for note in self._parts(family).values() for name in note["key"]["rows"]}
+        first = {name: position for position, name in reversed(list(enumerate(names)))}
+        return sorted(position for name, position in first.items() if name not in known)
+
+    def _parts(self, family: str) -> dict[Path, dict[str, Any]]:
+        """Return the undamaged parts of a family of rows, with their notes."""
+        paths = sorted((self.root / family).glob("*/*.safetensors"))
+        return {path: note for path in paths if (note := self._note(path)) is not None}
+
+    # --- one artifact ---------------------------------------------------------------------------
+
+    def _note(self, data: Path) -> dict[str, Any] | None:
+        """Return what is recorded beside whole tensors; None if they are absent or damaged.
+
+        They are checked once: what damages them later is noticed by the next process.
+        """
+        if not data.is_file() or not data.with_suffix(".json").is_file():
+            return None
+        if data not in self._checked:
+            try:
+                with profile.span("check hashes"):
+                    self._checked[data] = _checked_note(data)
+            except (OSError, ValueError, KeyError) as error:
+                _log.warning(
+                    "The stored artifact %s is damaged (%s): it is made again.", data, error
+                )
+                with suppress(OSError):
+                    data.with_suffix(".json").unlink()
+                return None
+        return self._checked[data]
+
+    def _load(self, data: Path, note: dict[str, Any]) -> Artifact:
+        self.used.add(data.relative_to(self.root).with_suffix("").as_posix())
+        with profile.span("read the store"):
+            return Artifact(data.stem, load_file(data), note["facts"])
+
+    def _make(self, data: Path, full: dict[str, Any], make: Callable[[], Made]) -> None:
+        started = time.perf_counter()
+        tensors, facts = make()
+        facts = {**facts, "seconds": round(time.perf_counter() - started, 3)}
+        self.made[full["stage"].partition("/")[0]] += 1
+        with profile.span("write the store"):
             with self._writing(data) as path:
                 save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, path)
-            with self._writing(note) as path:
-                path.write_text(json.dumps({"key": full, "facts": facts}, indent=1))
-        return self._read(key, data, note)
+                sha256 = _sha256(path)
+            note = {"key": full, "facts": facts, "sha256": sha256}
+            with self._writing(data.with_suffix(".json")) as path:
+                path.write_text(json.dumps({**note, "check": digest(note)}, indent=1))
+        self._checked[data] = note
 
-    def _paths(self, stage: str, key: str) -> tuple[Path, Path]:
-        base = self.root / stage / key[:2] / key
-        return base.with_suffix(".safetensors"), base.with_suffix(".json")
-
-    def _read(self, key: str, data: Path, note: Path) -> Artifact:
-        try:
-            return Artifact(key, load_file(data), json.loads(note.read_text())["facts"])
-        except Exception as error:
-            raise StoreError(
-                f"The stored artifact {data} cannot be read ({error}): delete it and run again."
-            ) from error
+    @contextmanager
+    def _claimed(self, key: str, done: Callable[[], bool]) -> Iterator[bool]:
+        if self._refusal:
+            raise self._refusal
+        with ExitStack() as stack:
+            with self._refusing():
+                mine = stack.enter_context(self._claims.holding(key, done))
+            yield mine
 
     @contextmanager
     def _writing(self, target: Path) -> Iterator[Path]:
-        try:
+        with self._refusing():
             target.parent.mkdir(parents=True, exist_ok=True)
             with atomic_path(target) as path:
                 yield path
+
+    @contextmanager
+    def _refusing(self) -> Iterator[None]:
+        """Turn what the disk refuses into one sentence, and remember it."""
+        try:
+            yield
         except OSError as error:
-            raise _store_error(self.root, error) from error
+            self._refusal = _store_error(self.root, error)
+            raise self._refusal from error
         except SafetensorError as error:
             # It reports the system's errors as text of its own: "... (os error 28)".
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
-            raise _store_error(self.root, OSError(number, os.strerror(number))) from error
+            self._refusal = _store_error(self.root, OSError(number, os.strerror(number)))
+            raise self._refusal from error
+
+    # --- upkeep ---------------------------------------------------------------------------------
+
+    def artifacts(self) -> Iterator[Path]:
+        """Yield the tensors of every artifact, whole or not."""
+        for path in sorted(self.root.rglob("*.safetensors")):
+            if not path.name.startswith("."):
+                yield path
+
+    def verify(self) -> Iterator[tuple[Path, str]]:
+        """Yield the artifacts that are not what was written, each with the reason."""
+        for data in self.artifacts():
+            try:
+                _checked_note(data)
+            except (OSError, ValueError, KeyError) as error:
+                yield data, str(error)
+
+    def collect(self, keep: Set[str]) -> tuple[int, int]:
+        """Delete all artifacts but some, and what killed processes have left behind.
+
+        Args:
+            keep: What to keep, as in `used`.
+
+        Returns:
+            How many files were deleted, and their bytes.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        left = time.time() - LEFT_BEHIND
+        gone = [
+            path
+            for path in self.root.rglob("*")
+            if path.is_file()
+            and (
+                path.stat().st_mtime < left
+                if path.suffix == ".part" or path.parent.name == CLAIMS
+                else path.relative_to(self.root).with_suffix("").as_posix() not in keep
+            )
+        ]
+        size = sum(path.stat().st_size for path in gone)
+        with self._refusing():
+            for path in gone:
+                path.unlink(missing_ok=True)
+        return len(gone), size
+
+
+def _checked_note(data: Path) -> dict[str, Any]:
+    """Return what is recorded beside tensors, if both are as they were written.
+
+    Raises:
+        OSError: They cannot be read.
+        ValueError: They are not what was written.
+        KeyError: The record lacks a field.
+    """
+    note: dict[str, Any] = json.loads(data.with_suffix(".json").read_text())
+    if note.pop("check") != digest(note) or digest(note["key"]) != data.stem:
+        raise ValueError("the record beside it is another")
+    if note["sha256"] != _sha256(data):
+        raise ValueError("its sha256 is another")
+    return note
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _store_error(root: Path, error: OSError) -> StoreError:

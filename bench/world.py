@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bench import assets
 from bench.datasets.align import ALIGNMENT, Aligner
-from bench.datasets.base import Dataset, Indices, Photo, Split, check_disjoint
+from bench.datasets.base import Dataset, Indices, Split, check_disjoint
 from bench.datasets.images import decode
 from bench.errors import UserError
 from bench.keys import derived_seed, digest
@@ -33,7 +33,8 @@ from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
 from bench.plan import NamedRecognizer, Spec, Suite
 from bench.plugin import source_fingerprint
-from bench.recognizers.base import Recognizer
+from bench.profile import MODELS, profile
+from bench.recognizers.base import CROP, Recognizer
 from bench.registry import DATASETS, RECOGNIZERS
 from bench.store import Artifact, Store
 from defenses.base import Defender, Defense
@@ -106,35 +107,46 @@ class World:
         self._used: Indices = np.unique(np.concatenate(list(_roles(self.split).values())))
         self._position = {int(photo): row for row, photo in enumerate(self._used)}
         self._fitted: dict[str, Defense] = {}
+        self._embedded: dict[str, Tensor] = {}
         self._operating_points: dict[str, OperatingPoint] = {}
         self._check_roles()
 
     # --- photos ---------------------------------------------------------------------------------
 
     @cached_property
-    def _files(self) -> list[bytes]:
-        return [self.dataset.read(self.dataset.photos[index]) for index in self._used]
+    def _contents(self) -> list[str]:
+        """The sha256 of every file."""
+        files = (self._read(row) for row in range(len(self._used)))
+        return [hashlib.sha256(file).hexdigest() for file in files]
+
+    def _read(self, row: int) -> bytes:
+        return self.dataset.read(self.dataset.photos[self._used[row]])
 
     @cached_property
-    def _crops(self) -> Artifact:
-        photos = [self.dataset.photos[index] for index in self._used]
-        contents = [hashlib.sha256(file).hexdigest() for file in self._files]
-        fields = {
-            "alignment": ALIGNMENT,
-            "detector": assets.manifest()["yunet"].sha256,
-            "photos": digest(contents),
-        }
+    def _crops(self) -> Tensor:
+        """Aligned photos (N, 3, 112, 112), uint8; each is aligned once for all runs."""
 
-        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            self.progress(f"aligning {len(photos)} photos")
-            return {"crops": _align(self._files, photos)}, {"dataset": self.dataset.name}
+        def make(rows: list[int]) -> Tensor:
+            self.progress(f"aligning {len(rows)} photos")
+            crops = torch.empty(len(rows), *CROP, dtype=torch.uint8)
+            with profile.span("align", MODELS):
+                aligner = Aligner()
+                for place, row in enumerate(rows):
+                    where = self.dataset.photos[self._used[row]].key
+                    crop = aligner.crop(decode(self._read(row), where=where), where)
+                    crops[place] = torch.from_numpy(crop).permute(2, 0, 1)
+            return crops
 
-        return self.store.artifact("crops", fields, make)
+        return self.store.rows("crops", _alignment(), self._contents, make)
+
+    @cached_property
+    def _photos_key(self) -> str:
+        return digest([_alignment(), self._contents])
 
     def images(self, photos: Indices | Sequence[int]) -> Tensor:
         """Return aligned photos as (N, 3, 112, 112) in [0, 1]."""
         rows = [self._position[int(photo)] for photo in photos]
-        return self._crops.tensors["crops"][rows].to(self.device).float() / 255
+        return self._crops[rows].to(self.device).float() / 255
 
     def identities(self, photos: Indices | Sequence[int]) -> NDArray[np.str_]:
         """Return whom photos show."""
@@ -157,7 +169,7 @@ class World:
         }
 
     def _member(self, photo: int) -> Member:
-        crop = self._crops.tensors["crops"][self._position[photo]]
+        crop = self._crops[self._position[photo]]
         about = self.dataset.photos[photo]
         content = hashlib.sha256(crop.numpy().tobytes()).hexdigest()
         return Member(about.key, about.identity, content)
@@ -167,7 +179,7 @@ class World:
         """Hash of the crops and of who plays which role: what scores depend on."""
         split = self.split
         roles = [split.probes, *split.mates, split.gallery, split.calibration]
-        return digest([self._crops.key, [role.tolist() for role in roles]])
+        return digest([self._photos_key, [role.tolist() for role in roles]])
 
     @cached_property
     def attacker(self) -> Team:
@@ -184,7 +196,7 @@ class World:
         if self.suite.split.mirror:
             images = torch.cat([images, images.flip(3)])
             identities = np.concatenate([identities, identities])
-        content = digest([self._crops.key, photos.tolist(), self.suite.split.mirror])
+        content = digest([self._photos_key, photos.tolist(), self.suite.split.mirror])
         return Team(images, identities, content)
 
     # --- recognisers ----------------------------------------------------------------------------
@@ -203,17 +215,22 @@ class World:
     def embeddings(self, judge: str, photos: Indices | Sequence[int]) -> Tensor:
         """Return a judge's embeddings (N, D) of photos."""
         rows = [self._position[int(photo)] for photo in photos]
-        return self._embeddings(judge).tensors["embeddings"][rows].to(self.device)
+        return self._embeddings(judge)[rows].to(self.device)
 
-    def _embeddings(self, judge: str) -> Artifact:
-        fields = {"crops": self._crops.key, "recognizer": recognizer_fields(self.judges[judge])}
+    def _embeddings(self, judge: str) -> Tensor:
+        """Return a judge's embeddings of all photos; each photo is embedded once for all runs."""
+        recognizer = self.judges[judge]
+        if judge not in self._embedded:
+            fields = {**_alignment(), "recognizer": recognizer_fields(recognizer)}
 
-        def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            self.progress(f"embedding {len(self._used)} photos with {judge}")
-            images = self.images(self._used)
-            return {"embeddings": self.judges[judge].leaking(Leak.TEMPLATE, images)}, {}
+            def make(rows: list[int]) -> Tensor:
+                self.progress(f"embedding {len(rows)} photos with {judge}")
+                with profile.span(f"embed photos with {judge}", MODELS):
+                    parts = [self._crops[part] for part in torch.tensor(rows).split(BATCH)]
+                    return torch.cat([_embedded(recognizer, part, self.device) for part in parts])
 
-        return self.store.artifact("embeddings", fields, make)
+            self._embedded[judge] = self.store.rows("embeddings", fields, self._contents, make)
+        return self._embedded[judge]
 
     def operating_point(self, judge: str) -> OperatingPoint:
         """Return a judge's threshold at the suite's FMR, from people who are no victims."""
@@ -253,7 +270,7 @@ class World:
             seed = derived_seed(fields)
             self.progress(f"fitting {spec.name} of the {owner}")
             world = Defender(leak, team.images, team.identities, self.recognizer, seed, self.device)
-            with seeded(seed):
+            with seeded(seed), profile.span(f"fit {spec.name}", MODELS):
                 self._fitted[key] = blank.setup(world)
         return self._fitted[key]
 
@@ -360,7 +377,7 @@ class World:
         return self.store.artifact("linkage", {"first": first, "second": second}, make)
 
     def _content(self, photos: Indices) -> str:
-        return digest([self._crops.key, photos.tolist()])
+        return digest([self._photos_key, photos.tolist()])
 
 
 def make_recognizer(item: NamedRecognizer, device: str) -> Recognizer:
@@ -477,10 +494,16 @@ def _roles(split: Split) -> dict[str, Indices]:
     }
 
 
-def _align(files: list[bytes], photos: list[Photo]) -> Tensor:
-    aligner = Aligner()
-    crops = [
-        aligner.crop(decode(file, where=photo.key), photo.key)
-        for file, photo in zip(files, photos, strict=True)
-    ]
-    return torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).contiguous()
+def _alignment() -> dict[str, Any]:
+    """Return what can change a crop beside the photo."""
+    return {"alignment": ALIGNMENT, "detector": assets.manifest()["yunet"].sha256}
+
+
+def _embedded(recognizer: Recognizer, crops: Tensor, device: str) -> Tensor:
+    """Return embeddings of one batch of crops, filled up to its full size.
+
+    The last bits of an embedding depend on how many images are in a batch, though not on which:
+    with every batch full, a photo has the same embedding in every run.
+    """
+    full = crops[torch.arange(BATCH).clamp(max=len(crops) - 1)]
+    return recognizer.leaking(Leak.TEMPLATE, full.to(device).float() / 255)[: len(crops)].cpu()

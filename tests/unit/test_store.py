@@ -19,10 +19,16 @@ from bench.store import Made, Store, StoreError, atomic_path, default_root
 FIELDS = {"seed": 1, "who": ["Ann", "Bob"]}
 
 
+GRID = torch.arange(12).reshape(3, 4)
+
+
 def numbers() -> Made:
-    grid = torch.arange(12).reshape(3, 4)
-    tensors = {"grid": grid, "turned": grid.T, "half": torch.ones(2, dtype=torch.bfloat16)}
+    tensors = {"grid": GRID, "turned": GRID.T, "half": torch.ones(2, dtype=torch.bfloat16)}
     return tensors, {"rows": 3}
+
+
+def never() -> Made:
+    raise AssertionError("it is there already")
 
 
 def files(root: Path) -> list[Path]:
@@ -132,17 +138,37 @@ def test_store_errors_are_for_the_user() -> None:
     assert issubclass(StoreError, UserError)
 
 
-@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
-@pytest.mark.parametrize("content", [b"", b"{", b"\xff\xff\xff\xff\xff\xff\xff\xff{}"])
-def test_a_damaged_artifact_is_named_with_the_mend(
-    suffix: str, content: bytes, tmp_path: Path
-) -> None:
-    store = Store(tmp_path)
-    store.artifact("records", FIELDS, numbers)
-    [path] = [path for path in files(tmp_path) if path.suffix == suffix]
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
     path.write_bytes(content)
-    with pytest.raises(StoreError, match=r"artifact .* cannot be read \(.*\): delete it and run"):
-        store.artifact("records", FIELDS, numbers)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+@pytest.mark.parametrize("damage", ["empty", "cut", "a bit at the end", "a bit in the middle"])
+def test_what_the_disk_has_damaged_is_told_and_made_again(
+    suffix: str, damage: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Store(tmp_path).artifact("records", FIELDS, numbers)
+    [path] = [path for path in files(tmp_path) if path.suffix == suffix]
+    size = path.stat().st_size
+    match damage:
+        case "empty":
+            path.write_bytes(b"")
+        case "cut":
+            path.write_bytes(path.read_bytes()[: size // 2])
+        case "a bit at the end":
+            flip(path, size - 3)
+        case "a bit in the middle":
+            flip(path, size // 2)
+    [(damaged, _)] = Store(tmp_path).verify()
+    assert damaged == path.with_suffix(".safetensors")
+    again = Store(tmp_path)
+    assert torch.equal(again.artifact("records", FIELDS, numbers).tensors["grid"], GRID)
+    assert again.made["records"] == 1
+    assert "is damaged" in caplog.text
+    assert not list(Store(tmp_path).verify())
+    assert Store(tmp_path).artifact("records", FIELDS, never).facts["rows"] == 3
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
@@ -192,12 +218,15 @@ store.Store(Path(sys.argv[1])).artifact("records", {"a": 1}, lambda: ({"x": torc
 """
 
 
-def test_a_run_that_is_killed_while_writing_leaves_no_artifact(tmp_path: Path) -> None:
+def test_a_run_that_is_killed_while_writing_leaves_no_artifact_and_a_claim_that_falls(
+    tmp_path: Path,
+) -> None:
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], capture_output=True)
     assert done.returncode == -9, done.stderr
-    assert [path.suffix for path in files(tmp_path)] == [".part"]
+    assert {path.suffix for path in files(tmp_path)} == {".part", ".1"}
     made = Store(tmp_path).artifact("records", {"a": 1}, numbers)
-    assert torch.equal(made.tensors["grid"], numbers()[0]["grid"])
+    assert torch.equal(made.tensors["grid"], GRID)
+    assert not list((tmp_path / "claims").iterdir())
 
 
 def test_the_default_store_is_a_folder_of_the_user() -> None:
