@@ -359,7 +359,8 @@ def _largest(scores: Floats, count: int) -> Floats:
     sample = scores[::_STRIDE]
     floor = len(sample) - int(1.2 * count / _STRIDE) - 20
     if floor > 0:
-        candidates = scores[scores > np.partition(sample, floor)[floor]]
+        # Twice as fast as indexing by a mask.
+        candidates = np.compress(scores > np.partition(sample, floor)[floor], scores)
         if len(candidates) >= count:
             scores = candidates
     start = len(scores) - count

@@ -98,7 +98,7 @@ def test_tar_at_six_fars(
     def ours() -> list[Any]:
         return tar_at_far(ijb_scores[ijb.same], ijb_scores[~ijb.same], FARS)
 
-    assert compare(benchmark, nearest_on_the_curve, ours, rounds=1) >= 50
+    assert compare(benchmark, nearest_on_the_curve, ours, rounds=3) >= 50
     assert all(point.achieved_far <= point.far for point in ours())
 
 
