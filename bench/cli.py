@@ -146,6 +146,45 @@ def report(run: Annotated[Path, typer.Argument(help="The --out folder of a run."
 
 
 @app.command()
+def gate(
+    rules: Annotated[Path, typer.Argument(metavar="GATE.toml", help="The guarantees.")],
+    run: Annotated[Path, typer.Argument(help="The --out folder of a run, or a result file.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for gate.xml and gate.md.")] = None,
+) -> None:
+    """Exit with 0 if a run proves every guarantee, 1 if one is broken, 2 if it cannot tell."""
+    from reports import gate_report
+    from reports.gate import check
+
+    verdict = check(rules, run)
+    if out is not None:
+        gate_report.write_files(verdict, out)
+    typer.echo(gate_report.plain(verdict))
+    if said := gate_report.tell_github(verdict):
+        typer.echo(said)
+    raise typer.Exit(verdict.exit_code)
+
+
+@app.command()
+def submit(
+    what: Annotated[Path, typer.Argument(help="A run's folder, or with --check a result file.")],
+    check: Annotated[bool, typer.Option("--check", help="Validate a result file.")] = False,
+    out: Annotated[
+        Path, typer.Option(help="The file to write; .gz at the end compresses it.")
+    ] = Path("result.json.gz"),
+) -> None:
+    """Pack a finished run into one file for a leaderboard or a baseline, or check such a file."""
+    from reports import submission
+
+    if not check:
+        typer.echo(submission.write(what, out))
+        return
+    told, sound = submission.check(what)
+    typer.echo(told)
+    if not sound:
+        raise typer.Exit(1)
+
+
+@app.command()
 def new(
     kind: Annotated[PluginKind, typer.Argument(help="What to write.")],
     name: Annotated[str, typer.Argument(help="Its name, in lower case with hyphens.")],

@@ -197,23 +197,9 @@ def pair_rate(
         MetricError: Wrong shapes, hits outside [0, 1], or a confidence outside (0, 1).
     """
     values = _rates(hits, "hits")
-    both = np.concatenate(
-        (
-            as_labels(left_identities, "left_identities", len(values)),
-            as_labels(right_identities, "right_identities", len(values)),
-        )
-    )
-    groups, clusters = _groups(both, "identities", 2 * len(values))
-    left, right = groups[: len(values)], groups[len(values) :]
+    left, right, clusters = _pair_groups(left_identities, right_identities, len(values))
     rate = float(values.mean())
-    residuals = values - rate
-    others = left != right
-    per_identity = np.bincount(left, residuals, clusters)
-    per_identity += np.bincount(right[others], residuals[others], clusters)
-    dyads = _dyads(left[others], right[others], clusters)[1]
-    per_dyad = np.bincount(dyads, residuals[others])
-    shared = float(per_identity @ per_identity - per_dyad @ per_dyad)
-    variance = shared / len(values) ** 2 * clusters / max(clusters - 1, 1)
+    variance = _dyadic_mean_variance(values, left, right, clusters)
     quantile = _student(confidence, clusters - 1)
     low, high = _robust_wilson(rate, variance, len(values), clusters, quantile)
     return Estimate(rate, low, high, len(values), clusters, "Wilson, dyadic by identity")
@@ -433,6 +419,45 @@ def paired_difference(
     return Estimate(value, low, high, len(first), clusters, f"paired t, {_clustered_by(seeds)}")
 
 
+def pair_difference(
+    a: Numbers,
+    b: Numbers,
+    left_identities: Numbers,
+    right_identities: Numbers,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """Return the difference of two rates measured on the same pairs of images, a minus b.
+
+    As `paired_difference`, two added pairs included, with the variance of `pair_rate`.
+
+    Args:
+        a: (pairs,) 0 or 1, or a share in [0, 1].
+        b: (pairs,) the same pairs under the other system.
+        left_identities: (pairs,) as in `pair_rate`.
+        right_identities: (pairs,) as in `pair_rate`.
+        confidence: Nominal coverage, in (0, 1).
+
+    Raises:
+        MetricError: Wrong shapes, values outside [0, 1], or a confidence outside (0, 1).
+    """
+    first, second = _rates(a, "a"), _rates(b, "b")
+    if len(first) != len(second):
+        raise MetricError(f"a and b hold {len(first)} and {len(second)} pairs: match them first.")
+    left, right, clusters = _pair_groups(left_identities, right_identities, len(first))
+    difference = first - second
+    value = float(difference.mean())
+    adjusted = np.append(difference, (1.0, -1.0))
+    added = clusters + np.arange(4).reshape(2, 2)
+    variance = _dyadic_mean_variance(
+        adjusted, np.append(left, added[0]), np.append(right, added[1]), clusters + 4
+    )
+    error = _half_width([(max(variance, 0.0), clusters)], confidence)
+    centre = float(adjusted.mean())
+    low, high = min(centre - error, value), max(centre + error, value)
+    return Estimate(value, low, high, len(first), clusters, "paired t, dyadic by identity")
+
+
 def mcnemar(b: int, c: int) -> float:
     """Return the exact two-sided p-value of McNemar's test.
 
@@ -523,6 +548,18 @@ def _mean_variance(values: Doubles, groups: Integers) -> float:
     return float(factor * (residuals @ residuals)) / len(values) ** 2
 
 
+def _dyadic_mean_variance(values: Doubles, left: Integers, right: Integers, clusters: int) -> float:
+    """Return the dyadic cluster-robust variance of a mean over pairs; rounding may make it < 0."""
+    residuals = values - values.mean()
+    others = left != right
+    per_identity = np.bincount(left, residuals, clusters)
+    per_identity += np.bincount(right[others], residuals[others], clusters)
+    dyads = _dyads(left[others], right[others], clusters)[1]
+    per_dyad = np.bincount(dyads, residuals[others])
+    shared = float(per_identity @ per_identity - per_dyad @ per_dyad)
+    return shared / len(values) ** 2 * clusters / max(clusters - 1, 1)
+
+
 def _between_seeds(values: Doubles, seeds: Numbers | None) -> list[tuple[float, int]]:
     """Return the variance of the mean between seeds and their number, if there are seeds."""
     if seeds is None:
@@ -576,6 +613,20 @@ def _false_matches(
 
 def _impostor_pairs(counts: Integers) -> int:
     return (int(counts.sum()) ** 2 - int(counts @ counts)) // 2
+
+
+def _pair_groups(
+    left_identities: Numbers, right_identities: Numbers, count: int
+) -> tuple[Integers, Integers, int]:
+    """Return the identity index of both images of each pair, and the number of identities."""
+    both = np.concatenate(
+        (
+            as_labels(left_identities, "left_identities", count),
+            as_labels(right_identities, "right_identities", count),
+        )
+    )
+    groups, clusters = _groups(both, "identities", 2 * count)
+    return groups[:count], groups[count:], clusters
 
 
 def _groups(units: Numbers, name: str, count: int) -> tuple[Integers, int]:

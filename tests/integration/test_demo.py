@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.results import Row, read
 
 Find = Callable[..., Row]
@@ -119,6 +121,36 @@ def test_ceiling_and_floor(find: Find) -> None:
     assert find(attack="mean-face", metric="sar-1", judge="dlib").value <= 0.05
     photo = find(attack="same-person-other-photo", metric="rank-1", judge="sface").value
     assert photo >= 0.9
+
+
+GATE = """
+[[guarantee]]
+name = "AdvFace keeps reconstructions unlike the face"
+defense = "advface"
+leak = "features"
+attack = "unet"
+threat = "{threat}"
+metric = "ssim"
+direction = "below"
+limit = 0.65
+"""
+
+
+@pytest.mark.parametrize(("threat", "code"), [("transfer", 0), ("adaptive", 1)])
+def test_a_gate_on_advface_passes_only_while_nobody_knows_it(
+    demo: Path, tmp_path: Path, threat: str, code: int
+) -> None:
+    (tmp_path / "gate.toml").write_text(GATE.format(threat=threat))
+    arguments = ["gate", str(tmp_path / "gate.toml"), str(demo / "out")]
+    assert CliRunner().invoke(app, arguments).exit_code == code
+
+
+def test_the_run_packs_into_a_file_that_passes_every_check(demo: Path, tmp_path: Path) -> None:
+    path = str(tmp_path / "demo.json.gz")
+    assert CliRunner().invoke(app, ["submit", str(demo / "out"), "--out", path]).exit_code == 0
+    done = CliRunner().invoke(app, ["submit", "--check", path])
+    assert done.exit_code == 0, done.output
+    assert "FAIL" not in done.output
 
 
 def test_a_rerun_computes_nothing_and_says_the_same(demo: Path) -> None:

@@ -18,6 +18,7 @@ from bench.metrics.intervals import (
     fmr_statistic,
     mcnemar,
     non_inferiority,
+    pair_difference,
     pair_rate,
     paired_difference,
     tar_statistic,
@@ -519,3 +520,24 @@ def test_coverage_of_paired_differences() -> None:
 def test_bad_input_is_refused(call: Callable[[], object], message: str) -> None:
     with pytest.raises(MetricError, match=message):
         call()
+
+
+def test_a_difference_of_pairs_knows_who_is_on_them() -> None:
+    rng = np.random.default_rng(0)
+    a, b = (rng.random((2, 1500)) < 0.8).astype(float)
+    apart = pair_difference(a, b, np.arange(1500), 1500 + np.arange(1500))
+    alone = paired_difference(a, b, np.arange(1500))
+    assert apart.value == pytest.approx(alone.value)
+    assert apart.high - apart.low == pytest.approx(alone.high - alone.low, rel=0.01)
+    # Everybody's pairs go the same way: 30 people say less than 1500 pairs.
+    person = np.repeat(np.arange(30), 50)
+    biased = (rng.random(30) < 0.5)[person].astype(float)
+    shared = pair_difference(biased, 1 - biased, person, (person + 1 + np.arange(1500) % 29) % 30)
+    assert shared.high - shared.low > 4 * (apart.high - apart.low)
+
+
+def test_pairs_that_agree_claim_no_interval_without_width() -> None:
+    same = np.ones(100)
+    found = pair_difference(same, same, np.arange(100), 100 + np.arange(100))
+    assert (found.value, found.n) == (0, 100)
+    assert found.low < 0 < found.high

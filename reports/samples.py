@@ -1,0 +1,185 @@
+"""The raw values behind a number, and intervals of it at any level.
+
+Rows carry 95 % intervals; a gate and a ranking need other levels, and differences on the same
+trials. Both come from the values per probe, or the scores per pair, that a result file holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import MetricError
+from bench.metrics import (
+    Estimate,
+    clustered_mean,
+    clustered_rate,
+    pair_difference,
+    pair_rate,
+    paired_difference,
+    tar_at_far,
+    verification_accuracy,
+)
+from bench.metrics.definitions import definition
+
+if TYPE_CHECKING:
+    from bench.result_file import CellValues, ResultFile
+    from bench.results import Row
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Raw values of one metric, of all seeds.
+
+    Attributes:
+        values: (trials,) numbers.
+        identities: (trials,) number of the person on the probe, or on the pair's left photo.
+        others: (pairs,) number of the person on the right photo; None for probes.
+        seeds: (trials,) seed of each; None if there is one.
+        trials: Names of the trials: two samples with the same can be paired.
+        rate: Whether values lie in [0, 1] by definition.
+    """
+
+    values: NDArray[np.float64]
+    identities: NDArray[np.int_]
+    others: NDArray[np.int_] | None
+    seeds: NDArray[np.int_] | None
+    trials: tuple[str, ...]
+    rate: bool
+
+
+class _Part(NamedTuple):
+    """Raw values of one seed: as a sample, with names."""
+
+    values: NDArray[np.float64]
+    identities: NDArray[np.str_]
+    others: NDArray[np.str_] | None
+    trials: Sequence[str]
+
+
+def sample(file: ResultFile, rows: Sequence[Row]) -> Sample:
+    """Return the raw values behind rows that differ in their seed alone.
+
+    Raises:
+        MetricError: There are no raw values behind a row, or none for this metric.
+    """
+    parts = [_part(file, row) for row in rows]
+    seeds = [np.full(len(part.values), row.seed) for part, row in zip(parts, rows, strict=True)]
+    people = [part.identities for part in parts]
+    others = [part.others for part in parts if part.others is not None]
+    # Numbers instead of names: intervals are taken many times, and sorting text is slow.
+    _, numbers = np.unique(np.concatenate([*people, *others]), return_inverse=True)
+    count = sum(len(part) for part in people)
+    return Sample(
+        np.concatenate([part.values for part in parts]),
+        numbers[:count],
+        numbers[count:] if others else None,
+        np.concatenate(seeds) if len(rows) > 1 else None,
+        tuple(name for part in parts for name in part.trials),
+        _is_rate(rows[0]),
+    )
+
+
+def estimate(found: Sample, confidence: float) -> Estimate:
+    """Return the mean of a sample with its two-sided interval.
+
+    Raises:
+        MetricError: The values are no sample of a rate or mean.
+    """
+    if found.others is not None:
+        return pair_rate(found.values, found.identities, found.others, confidence=confidence)
+    function = clustered_rate if found.rate else clustered_mean
+    return function(found.values, found.identities, seeds=found.seeds, confidence=confidence)
+
+
+def difference(a: Sample, b: Sample, confidence: float) -> Estimate:
+    """Return the mean difference of two samples of the same trials, a minus b, with its interval.
+
+    Raises:
+        MetricError: As `estimate`.
+    """
+    if a.others is not None:
+        pairs = (a.identities, a.others)
+        return pair_difference(a.values, b.values, *pairs, confidence=confidence)
+    if a.rate:
+        return paired_difference(
+            a.values, b.values, a.identities, seeds=a.seeds, confidence=confidence
+        )
+    same = a.values == b.values  # infinite values included, whose difference is not a number
+    lost = np.where(
+        same, 0.0, np.subtract(a.values, b.values, where=~same, out=np.zeros(len(same)))
+    )
+    return clustered_mean(lost, a.identities, seeds=a.seeds, confidence=confidence)
+
+
+def pair_scores(file: ResultFile, row: Row) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Return the scores of all pairs behind a row of utility, and which show one person.
+
+    Raises:
+        MetricError: There are no raw values behind the row.
+    """
+    cell = file.cells.get(row.cell)
+    way = row.metric.rpartition(".")[2]
+    pairs = None if cell is None else file.pairs.get(cell.pairs or "")
+    if cell is None or pairs is None or way not in cell.values:
+        raise MetricError(f"There are no raw values behind {row.metric}: it has no interval.")
+    left, right = pairs.identities()
+    scores = cell.array(way)
+    if len(scores) != len(left):
+        raise MetricError(f"The cell {row.cell} has {len(scores)} scores for {len(left)} pairs.")
+    return scores, left == right
+
+
+def _is_rate(row: Row) -> bool:
+    about = definition(row.definition)
+    return (about.low, about.high) == (0, 1)
+
+
+def _part(file: ResultFile, row: Row) -> _Part:
+    cell = file.cells.get(row.cell)
+    if cell is None:
+        raise MetricError(f"There are no raw values behind {row.metric}: it has no interval.")
+    return _pairs(file, cell, row) if cell.kind == "utility" else _probes(file, cell, row)
+
+
+def _probes(file: ResultFile, cell: CellValues, row: Row) -> _Part:
+    key = row.metric if row.judge is None else f"{row.judge}/{row.metric}"
+    if key not in cell.values:
+        raise MetricError(f"The cell {row.cell} has no raw values of {key}: run the suite again.")
+    values = cell.array(key)
+    probes = file.seeds[str(row.seed)].probes
+    if len(values) != len(probes):
+        raise MetricError(
+            f"The cell {row.cell} has {len(values)} values for {len(probes)} probes: "
+            "run the suite again."
+        )
+    known = ~np.isnan(values)
+    people = np.array([probe.identity for probe in probes])
+    names = [probe.photo for probe, kept in zip(probes, known, strict=True) if kept]
+    return _Part(values[known], people[known], None, names)
+
+
+def _pairs(file: ResultFile, cell: CellValues, row: Row) -> _Part:
+    """Return what decides a utility: whether each pair is decided right, or each mate accepted."""
+    metric = row.metric.rpartition(".")[0]
+    scores, same = pair_scores(file, row)
+    pairs = file.pairs[cell.pairs or ""]
+    left, right = pairs.identities()
+    photos = [photo.photo for photo in pairs.photos]
+    joined = zip(pairs.left, pairs.right, strict=True)
+    names = np.array([f"{photos[a]} {photos[b]}" for a, b in joined])
+    if metric == "accuracy":
+        folds = np.array(pairs.fold)
+        kept = folds >= 0
+        right_ones = verification_accuracy(scores[kept], same[kept], folds[kept]).correct
+        values = right_ones.astype(np.float64)
+        return _Part(values, left[kept], right[kept], names[kept].tolist())
+    if metric.startswith("tar@far="):
+        (point,) = tar_at_far(scores[same], scores[~same], [float(metric.partition("=")[2])])
+        accepted = (scores[same] > point.threshold).astype(np.float64)
+        return _Part(accepted, left[same], None, names[same].tolist())
+    raise MetricError(f"{row.metric} has no interval: guarantee an accuracy or a TAR.")

@@ -1,0 +1,170 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from made_results import ADVFACE, TRANSFER, Maker, small
+
+import bench
+from bench import result_file
+from bench.errors import UserError
+from bench.result_file import ResultFile
+from reports.submission import check
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+SCHEMAS = Path(bench.__file__).with_name("schemas")
+
+
+def test_the_committed_schema_is_that_of_the_code() -> None:
+    """To write a new one: print `bench.result_file.schema()`, and raise VERSION if it breaks."""
+    path = SCHEMAS / f"result-{result_file.VERSION}.json"
+    assert json.loads(path.read_text()) == json.loads(json.dumps(result_file.schema()))
+
+
+def test_every_version_has_a_schema_and_a_way_up() -> None:
+    versions = {int(path.stem.partition("-")[2]) for path in SCHEMAS.glob("result-*.json")}
+    assert versions == set(range(1, result_file.VERSION + 1))
+    assert set(result_file.UPGRADES) == versions - {result_file.VERSION}
+
+
+def test_an_old_version_is_brought_up_step_by_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As if version 0 had called the rows "results", and version -1 the seeds "splits"."""
+    file = small().file()
+    document = json.loads(file.model_dump_json())
+    old = {**document, "version": -1, "results": document["rows"], "splits": document["seeds"]}
+    del old["rows"], old["seeds"]
+
+    def renamed(old_name: str, new_name: str, version: int) -> Callable[[Any], Any]:
+        def upgrade(given: dict[str, Any]) -> dict[str, Any]:
+            rest = {name: value for name, value in given.items() if name != old_name}
+            return {**rest, new_name: given[old_name], "version": version}
+
+        return upgrade
+
+    steps = {-1: renamed("splits", "seeds", 0), 0: renamed("results", "rows", 1)}
+    monkeypatch.setattr(result_file, "UPGRADES", steps)
+    path = tmp_path / "old.json"
+    path.write_text(json.dumps(old))
+    assert result_file.read(path) == file
+
+
+@pytest.mark.parametrize("name", ["r.json", "r.json.gz"])
+def test_a_file_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
+    file = small().file()
+    result_file.write(file, tmp_path / name)
+    again = result_file.read(tmp_path / name)
+    assert again == file
+    assert again.content() == file.sha256
+
+
+def test_infinite_values_are_strict_json(tmp_path: Path) -> None:
+    maker = small()
+    key = next(key for key in maker.cells if "original" in key)
+    maker.cells[key].values["psnr"][:] = [float("inf")] * 119 + [float("nan")]
+    result_file.write(maker.file(), tmp_path / "r.json")
+    json.loads((tmp_path / "r.json").read_text(), parse_constant=pytest.fail)
+    values = result_file.read(tmp_path / "r.json").cells[key].array("psnr")
+    assert values[0] == float("inf")
+    assert values[-1] != values[-1]
+
+
+def checked(folder: Path, file: ResultFile) -> str:
+    """Return what the check says of a file whose own hash is right."""
+    result_file.write(file.model_copy(update={"sha256": file.content()}), folder / "r.json")
+    told, sound = check(folder / "r.json")
+    assert sound is ("FAIL" not in told)
+    return told
+
+
+def test_a_sound_file_passes_every_check(tmp_path: Path) -> None:
+    told = checked(tmp_path, small().file())
+    assert [line.split()[0] for line in told.splitlines()] == ["ok"] * 6
+
+
+def test_an_altered_file_is_found_by_its_hash(tmp_path: Path) -> None:
+    file = small().file()
+    row = file.rows[-1].model_copy(update={"n": 7})
+    result_file.write(file.model_copy(update={"rows": [*file.rows[:-1], row]}), tmp_path / "r.json")
+    assert "FAIL  sha256 of the content" in check(tmp_path / "r.json")[0]
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"value": 0.01}, "the value is 0.01, recomputed 0.05"),
+        ({"ci_high": 0.06}, "the high is 0.06, recomputed 0.1"),
+        ({"ci_low": None}, "the low is None, recomputed 0.0"),
+        ({"n": 3}, "n is 3, recomputed 120"),
+        ({"cell": "gone"}, "There are no raw values behind rank-1"),
+        ({"definition": "rank-0"}, "Unknown metric definition 'rank-0'"),
+    ],
+)
+def test_a_number_that_does_not_follow_from_the_raw_values_is_found(
+    tmp_path: Path, changes: dict[str, Any], fault: str
+) -> None:
+    file = small().file()
+    rows = [
+        row.model_copy(update=changes)
+        if (row.defense, row.threat, row.attack, row.metric)
+        == ("advface", "transfer", "unet", "rank-1")
+        else row
+        for row in file.rows
+    ]
+    told = checked(tmp_path, file.model_copy(update={"rows": rows}))
+    assert "FAIL  every number follows from the raw values" in told
+    assert f"features / advface / unet / transfer / rank-1 / dlib: {fault}" in told
+
+
+def test_a_worst_case_that_an_attack_beats_is_found(tmp_path: Path) -> None:
+    maker = small().attack(0.5, attack="gradient", **TRANSFER)
+    assert "an attack beats the worst case in dlib/rank-1" in checked(tmp_path, maker.file())
+
+
+def test_missing_floors_are_found(tmp_path: Path) -> None:
+    told = checked(tmp_path, Maker().utility(0.1, **ADVFACE).file())
+    assert "seed 0 has no row of mean-face" in told
+    assert "seed 0 has no row of original" in told
+
+
+def test_people_in_two_roles_are_found(tmp_path: Path) -> None:
+    file = small().file()
+    victim = file.seeds["0"].roles["victims"][0]
+    for field, message in (("identity", "The person v0"), ("sha256", "The photo with sha256 v0/0")):
+        roles = dict(file.seeds["0"].roles)
+        spy = roles["attacker"][0].model_copy(update={field: getattr(victim, field)})
+        roles["attacker"] = [spy]
+        seed = file.seeds["0"].model_copy(update={"roles": roles})
+        assert message in checked(tmp_path, file.model_copy(update={"seeds": {"0": seed}}))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "Input should be"),
+        ("{}", "version: Field required"),
+        ('{"version": 99}', "has version 99 of the schema, this veilbench knows 1"),
+        ("[" * 100_000, "no result file"),
+    ],
+)
+def test_what_is_no_result_file_is_one_sentence(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "r.json").write_text(text)
+    with pytest.raises(UserError, match=message) as caught:
+        check(tmp_path / "r.json")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    result_file.write(small().file(), tmp_path / "r.json.gz")
+    monkeypatch.setattr(result_file, "LARGEST", 1000)
+    with pytest.raises(UserError, match="cut off, or larger than"):
+        check(tmp_path / "r.json.gz")
+    (tmp_path / "r.json.gz").write_bytes((tmp_path / "r.json.gz").read_bytes()[:50])
+    with pytest.raises(UserError, match="cut off, or larger than"):
+        check(tmp_path / "r.json.gz")
