@@ -13,6 +13,7 @@ from bench.datasets.base import Indices
 from bench.keys import derived_seed, digest
 from bench.plan import Cell
 from bench.plugin import source_fingerprint
+from bench.profile import MODELS, profile
 from bench.recognizers.base import CROP
 from bench.registry import REFERENCES
 from bench.scoring import Scorer, Values, perceptual_nets, to_bytes
@@ -42,21 +43,21 @@ class Cells:
     """
 
     def __init__(self, world: World) -> None:
-        self._world = world
-        self._trained: dict[str, Attack] = {}
+        self.world = world
+        self._trained: tuple[str, Attack] | None = None
         self.scorer = Scorer(world)
 
     def fields(self, cell: Cell) -> dict[str, Any]:
         """Return everything that can change a cell's reconstructions."""
         return {
             **self._training_fields(cell),
-            "deployed": self._world.instance_fields(cell.defense, cell.leak, "defender", 0),
-            "probes": [int(photo) for photo in self._world.split.probes],
+            "deployed": self.world.instance_fields(cell.defense, cell.leak, "defender", 0),
+            "probes": [int(photo) for photo in self.world.split.probes],
         }
 
     def _training_fields(self, cell: Cell) -> dict[str, Any]:
         """Return everything that can change a trained attack: under `transfer`, no defense."""
-        world, suite = self._world, self._world.suite
+        world, suite = self.world, self.world.suite
         knows_defense = cell.threat is not Threat.TRANSFER
         return {
             "attack": cell.attack.fields,
@@ -72,7 +73,7 @@ class Cells:
 
     def reconstructions(self, cell: Cell) -> Artifact:
         """Return the 8-bit reconstructions ("images") of the probes, made or from the store."""
-        return self._world.store.artifact(
+        return self.world.store.artifact(
             "reconstructions", self.fields(cell), lambda: self._attack(cell)
         )
 
@@ -82,7 +83,7 @@ class Cells:
         return made, self._scored(made.key, made.tensors["images"], None)
 
     def _scored(self, key: str, images: Tensor, shown: Indices | None) -> Values:
-        world = self._world
+        world = self.world
         judges = [recognizer_fields(judge) for judge in world.judges.values()]
         fields = {
             "images": key,
@@ -101,13 +102,14 @@ class Cells:
         return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     def _attack(self, cell: Cell) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        world = self._world
+        world = self.world
         records = world.victim_records(cell.defense, cell.leak)
         attacker = self._attacker(cell, records.tensors["records"])
         leaked = self._leaked(cell, records.tensors["records"])
         check_readable(cell, attacker, leaked)
         attack = self._trained_attack(cell, attacker)
-        with seeded(derived_seed([self.fields(cell), "reconstruct"])):
+        name = f"reconstruct by {cell.attack.name}"
+        with seeded(derived_seed([self.fields(cell), "reconstruct"])), profile.span(name, MODELS):
             images = [
                 check_images(cell, attack.reconstruct(part.to(world.device)), len(part))
                 for part in leaked.split(RECONSTRUCT_BATCH)
@@ -122,17 +124,18 @@ class Cells:
         fields = self._training_fields(cell)
         key = digest(fields)
         metered = cell.threat in {Threat.QUERY, Threat.SCORE}
-        if key not in self._trained or metered:
+        if self._trained is None or self._trained[0] != key or metered:
             attack: Attack = cell.attack.create()
-            self._world.progress(f"training {cell.attack.name} under {cell.threat}")
-            with seeded(derived_seed(fields)):
+            self.world.progress(f"training {cell.attack.name} under {cell.threat}")
+            with seeded(derived_seed(fields)), profile.span(f"train {cell.attack.name}", MODELS):
                 attack.fit(attacker)
-            self._trained[key] = attack
-        return self._trained[key]
+            # Only the last one: cells that share an attacker come one after the other.
+            self._trained = key, attack
+        return self._trained[1]
 
     def _attacker(self, cell: Cell, stored: Tensor) -> Attacker:
         """Return an attacker that holds what its threat grants, and nothing else."""
-        world, suite, team = self._world, self._world.suite, self._world.attacker
+        world, suite, team = self.world, self.world.suite, self.world.attacker
         defense, leak, rights = cell.defense, cell.leak, RIGHTS[cell.threat]
 
         def held(owner: str, number: int) -> Held:
@@ -169,7 +172,7 @@ class Cells:
 
     def reference(self, name: str) -> tuple[Artifact, Values]:
         """Return the images and raw values of a floor or ceiling."""
-        world = self._world
+        world = self.world
         kind: type[Reference] = REFERENCES.get(name)
         mates = world.split.other_photos
         fields = {

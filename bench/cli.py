@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -40,6 +41,14 @@ class Listing(StrEnum):
     THREATS = "threats"
     SUITES = "suites"
     METRICS = "metrics"
+
+
+class Executor(StrEnum):
+    """Where cells are computed."""
+
+    SERIAL = "serial"
+    PROCESS = "process"
+    RAY = "ray"
 
 
 class PluginKind(StrEnum):
@@ -96,13 +105,31 @@ def run(
         Path | None, typer.Option(help="Folder of a dataset that is not shipped, such as lfw.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
+    executor: Annotated[
+        Executor, typer.Option(help="Where cells are computed: here, in processes, or on Ray.")
+    ] = Executor.SERIAL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes [default: one per GPU, or per core].")
+    ] = None,
+    ray_address: Annotated[
+        str | None, typer.Option(help="A Ray cluster [default: one started on this machine].")
+    ] = None,
+    time_limit: Annotated[
+        float | None, typer.Option(min=1, help="Seconds that a cell may take [default: any].")
+    ] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Print where the time went.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="Show no progress.")] = False,
 ) -> None:
     """Run a suite: results, reconstructions and a report. A rerun computes only what is missing."""
-    from bench.plan import load_suite, narrowed
-    from bench.run import run_suite
-    from bench.store import Store, default_root
-    from reports.report import write_report
+    started = time.perf_counter()
+    from bench.profile import profile as clock
+    from bench.profile import table
+
+    with clock.span("import libraries"):
+        from bench.plan import load_suite, narrowed
+        from bench.run import Workers, run_suite
+        from bench.store import Store, default_root
+        from reports.report import write_report
 
     _load(plugin)
     chosen = narrowed(load_suite(suite), defense or [], attack or [], dataset)
@@ -114,12 +141,20 @@ def run(
         device=device,
         data_root=data_root,
         quiet=quiet,
+        workers=Workers(executor.value, workers, tuple(plugin or ()), time_limit, ray_address),
     )
-    page = write_report(folder)
+    with clock.span("write the report"):
+        page = write_report(folder)
     if outcome.failed:
         typer.echo(f"{outcome.failed} of the cells failed: their rows say why.", err=True)
     typer.echo(f"Results: {folder / 'results.csv'}")
     typer.echo(f"Report:  {page}")
+    if profile:
+        typer.echo(
+            table(outcome.seconds | clock.take(), time.perf_counter() - started, outcome.processes)
+        )
+    if outcome.refusal:
+        raise outcome.refusal
 
 
 @app.command("list")

@@ -117,6 +117,14 @@ class Spec:
     name: str
     given: tuple[tuple[str, Any], ...]
 
+    def __hash__(self) -> int:
+        # A parameter may be a list, which has no hash of its own.
+        return hash((self.kind, self.name, repr(self.given)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Another process looks at its own source: what it makes must not bear the hash of ours.
+        return Spec, (self.kind, self.name, self.given)
+
     @property
     def _registry(self) -> Registry:
         return ATTACKS if self.kind == "attack" else DEFENSES

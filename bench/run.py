@@ -8,12 +8,13 @@ import platform
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -22,14 +23,34 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from bench import results
 from bench.cell import Cells
 from bench.errors import UserError
+from bench.executors import (
+    Executor,
+    ProcessExecutor,
+    RayExecutor,
+    SerialExecutor,
+    Settings,
+    slots,
+)
+from bench.jobs import (
+    Failures,
+    Reference,
+    Step,
+    Utility,
+    Workbench,
+    cell_jobs,
+    failure,
+    scene_jobs,
+)
 from bench.keys import digest
 from bench.leaks import Leak
 from bench.plan import Cell, Spec, Suite, cells
+from bench.profile import Span, profile
 from bench.registry import REFERENCES
 from bench.results import Row, parameters_text
 from bench.scoring import LOWER_IS_CLOSER, Score, Values, utility, worst_case
-from bench.store import Artifact, Store, atomic_path
+from bench.store import Artifact, Store, StoreError, atomic_path
 from bench.threats import Threat
+from bench.world import Progress as Say
 from bench.world import World
 
 WEAKER: dict[Threat, frozenset[Threat]] = {
@@ -42,35 +63,42 @@ WEAKER: dict[Threat, frozenset[Threat]] = {
 """Whoever has the rights of a threat can also run the attacks of these."""
 
 
-def choose_device(wanted: str) -> str:
-    """Return the torch device for "auto" (CUDA where there is one) or a device's name.
-
-    Raises:
-        UserError: The device is unknown or absent.
-    """
-    if wanted == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=wanted)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(
-            f"The device {wanted!r} cannot be used ({str(error).splitlines()[0]}): "
-            "give --device cpu, cuda or auto."
-        ) from error
-    return wanted
-
-
 @dataclass
 class Outcome:
     """What a run has gathered so far.
 
     Attributes:
         rows: Result rows.
-        failed: Cells that ended in an error.
+        failed: Steps that ended in an error: cells, a defense's utility, a reference.
+        refusal: Why the store could not be written, if it could not.
+        seconds: Time by span, summed over processes.
+        processes: How many processes worked at the same time.
     """
 
     rows: list[Row] = field(default_factory=list)
     failed: int = 0
+    refusal: StoreError | None = None
+    seconds: dict[Span, float] = field(default_factory=dict)
+    processes: int = 1
+
+
+@dataclass(frozen=True)
+class Workers:
+    """How the jobs of a run are done. None of it changes a result.
+
+    Attributes:
+        executor: Serial, processes of this machine, or Ray.
+        count: Processes; None for one per GPU, or per core.
+        plugins: Files of plug-ins, which other processes load too.
+        time_limit: Seconds that a cell may take; None for any.
+        ray_address: Address of a Ray cluster; None for one on this machine.
+    """
+
+    executor: Literal["serial", "process", "ray"] = "serial"
+    count: int | None = None
+    plugins: tuple[Path, ...] = ()
+    time_limit: float | None = None
+    ray_address: str | None = None
 
 
 def run_suite(
@@ -81,8 +109,12 @@ def run_suite(
     device: str = "auto",
     data_root: Path | None = None,
     quiet: bool = False,
+    workers: Workers | None = None,
 ) -> Outcome:
     """Run every cell of a suite and write the results.
+
+    First all jobs are done, which leaves their results in the store; then rows are made from what
+    is there, whoever made it.
 
     Args:
         suite: The suite.
@@ -91,6 +123,7 @@ def run_suite(
         device: "auto", "cpu", "cuda" or another torch device.
         data_root: Folder of a dataset that is not shipped.
         quiet: Whether to show no progress.
+        workers: How the jobs are done; by default in this process, one after the other.
 
     Returns:
         The rows, also written to `results.parquet` and `results.csv`.
@@ -99,27 +132,58 @@ def run_suite(
         UserError: Something is wrong before or beside a cell; a failing cell is a row instead.
     """
     started = time.perf_counter()
+    how = workers or Workers()
     planned = cells(suite)
-    device = choose_device(device)
+    phases = scene_jobs(suite), cell_jobs(suite)
+    settings = Settings(
+        suite.model_dump_json(), store.root, device, data_root, how.plugins, how.time_limit
+    )
+    bench = settings.workbench(store)
     outcome = Outcome()
+    failures: Failures = {}
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, disable=quiet, transient=True) as progress:
-        task = progress.add_task("starting", total=_steps(suite, planned))
+        total = sum(len(job.steps) for jobs in phases for job in jobs)
+        task = progress.add_task("starting", total=total)
 
         def say(text: str) -> None:
             progress.update(task, description=text)
 
+        bench.progress = say
+        with _executor(how, settings, bench, say, quiet=quiet) as executor:
+            outcome.processes = executor.processes
+            for jobs in phases:
+                for done in executor.run(jobs):
+                    failures |= done.failures
+                    profile.add(done.seconds)
+                    outcome.refusal = outcome.refusal or done.refusal
+                    progress.advance(task, len(done.job.steps))
+        store.close(outcome.refusal)
         for seed in suite.seeds:
-            world = World(suite, seed, store, device, data_root, say)
-            writer = _Writer(world, out)
-            _write_probes(world, out)
+            runner = bench.cells(seed)
+            writer = _Writer(runner.world, out)
+            _write_probes(runner.world, out)
             mine = [cell for cell in planned if cell.seed == seed]
-            for _ in _run_world(writer, mine, outcome):
-                progress.advance(task)
-    outcome.rows = flag_weaker(outcome.rows)
-    results.write(outcome.rows, out)
-    _write_run(suite, out, device, world, time.perf_counter() - started)
+            with profile.span("rows"):
+                _add_rows(writer, runner, mine, outcome, failures)
+    with profile.span("rows"):
+        outcome.rows = flag_weaker(outcome.rows)
+        results.write(outcome.rows, out)
+        _write_run(suite, out, runner.world, store, time.perf_counter() - started)
+    outcome.seconds = profile.take()
     return outcome
+
+
+def _executor(
+    how: Workers, settings: Settings, bench: Workbench, say: Say, *, quiet: bool
+) -> Executor:
+    match how.executor:
+        case "serial":
+            return SerialExecutor(bench)
+        case "process":
+            return ProcessExecutor(settings, slots(bench.device, how.count), say)
+        case "ray":
+            return RayExecutor(settings, how.ray_address, how.count, quiet=quiet)
 
 
 def flag_weaker(rows: Sequence[Row]) -> list[Row]:
@@ -154,55 +218,56 @@ def _twin(row: Row, threat: Threat | None) -> tuple[object, ...]:
     return (row.dataset, row.recognizer, *defense, *attack, row.seed, row.judge, row.metric)
 
 
-def _steps(suite: Suite, planned: Sequence[Cell]) -> int:
-    defenses = {(cell.seed, cell.leak, cell.defense) for cell in planned}
-    return len(planned) + len(defenses) + len(suite.seeds) * len(REFERENCES.names())
+def _add_rows(
+    writer: _Writer,
+    runner: Cells,
+    planned: Sequence[Cell],
+    outcome: Outcome,
+    failures: Failures,
+) -> None:
+    """Add the rows of references, then of each defense's utility and attacks."""
 
+    def rows(step: Step, make: Callable[[], list[Row]]) -> list[Row]:
+        reason = failures.get(step)
+        if reason is None:
+            try:
+                return make()
+            except Exception as error:
+                reason = str(error) if isinstance(error, StoreError) else failure(error)
+        outcome.failed += 1
+        return [writer.error(step, reason)]
 
-def _run_world(writer: _Writer, planned: Sequence[Cell], outcome: Outcome) -> Iterable[None]:
-    """Run references, then each defense's utility and attacks; yield after every step."""
-    world = writer.world
-    runner = Cells(world)
+    seed = runner.world.seed
     for name in REFERENCES.names():
-        made, values = runner.reference(name)
-        outcome.rows += writer.reference(runner, name, made, values)
-        yield
+        outcome.rows += rows(Reference(seed, name), partial(_reference_rows, writer, runner, name))
     groups: dict[tuple[Leak, Spec], list[Cell]] = defaultdict(list)
     for cell in planned:
         groups[cell.leak, cell.defense].append(cell)
     for (leak, defense), members in groups.items():
-        outcome.rows += _utility_rows(writer, leak, defense, outcome)
-        yield
+        outcome.rows += rows(
+            Utility(seed, leak, defense), partial(_utility_rows, writer, leak, defense)
+        )
         finished: dict[Cell, Values] = {}
         for cell in members:
-            world.progress(str(cell))
-            outcome.rows += _cell_rows(writer, runner, cell, finished, outcome)
-            yield
+            outcome.rows += rows(cell, partial(_cell_rows, writer, runner, cell, finished))
         outcome.rows += writer.worst_cases(runner, leak, defense, finished)
 
 
-def _utility_rows(writer: _Writer, leak: Leak, defense: Spec, outcome: Outcome) -> list[Row]:
-    try:
-        return writer.utility(leak, defense, utility(writer.world, defense, leak))
-    except UserError:
-        raise
-    except Exception as error:
-        outcome.failed += 1
-        return [writer.error(leak, defense, None, "accuracy.stored-vs-stored", error)]
+def _reference_rows(writer: _Writer, runner: Cells, name: str) -> list[Row]:
+    return writer.reference(runner, name, *runner.reference(name))
+
+
+def _utility_rows(writer: _Writer, leak: Leak, defense: Spec) -> list[Row]:
+    return writer.utility(leak, defense, utility(writer.world, defense, leak))
 
 
 def _cell_rows(
-    writer: _Writer, runner: Cells, cell: Cell, finished: dict[Cell, Values], outcome: Outcome
+    writer: _Writer, runner: Cells, cell: Cell, finished: dict[Cell, Values]
 ) -> list[Row]:
-    try:
-        made, values = runner.values(cell)
-    except UserError:
-        raise
-    except Exception as error:
-        outcome.failed += 1
-        return [writer.error(cell.leak, cell.defense, cell, "rank-1", error)]
+    made, values = runner.values(cell)
+    rows = writer.cell(runner, cell, made, values)
     finished[cell] = values
-    return writer.cell(runner, cell, made, values)
+    return rows
 
 
 class _Writer:
@@ -249,19 +314,25 @@ class _Writer:
             rows += [self._row(s, **about, cell=key) for s in runner.scorer.scores(values)]
         return rows
 
-    def error(
-        self, leak: Leak, defense: Spec, cell: Cell | None, metric: str, error: Exception
-    ) -> Row:
+    def error(self, step: Step, reason: str) -> Row:
         """Return the row of a failure."""
+        match step:
+            case Cell():
+                about = self._about(step.leak, step.defense) | self._attack(step)
+                metric = "rank-1"
+            case Utility():
+                about = self._about(step.leak, step.defense)
+                metric = "accuracy.stored-vs-stored"
+            case Reference():
+                about, metric = {"attack": step.name}, "rank-1"
         return Row(
             **self._common(),
-            **self._about(leak, defense),
-            **(self._attack(cell) if cell else {}),
+            **about,
             metric=metric,
             definition="",
             value=None,
             status="error",
-            reason=f"{type(error).__name__}: {error}",
+            reason=reason,
         )
 
     def _row(self, score: Score, **about: Any) -> Row:
@@ -363,7 +434,7 @@ def _save_images(target: Path, images: torch.Tensor) -> None:
         np.save(stream, images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _write_run(suite: Suite, out: Path, device: str, world: World, seconds: float) -> None:
+def _write_run(suite: Suite, out: Path, world: World, store: Store, seconds: float) -> None:
     packages = ("veilbench", "torch", "numpy", "opencv-python-headless", "lpips", "scikit-image")
     facts = {
         "suite": suite.model_dump(mode="json"),
@@ -372,13 +443,14 @@ def _write_run(suite: Suite, out: Path, device: str, world: World, seconds: floa
             **{name: version(name) for name in packages},
         },
         "command": ["veilbench", *sys.argv[1:]],
-        "device": torch.cuda.get_device_name() if device.startswith("cuda") else "cpu",
+        "device": torch.cuda.get_device_name() if world.device.startswith("cuda") else "cpu",
         "threads": torch.get_num_threads(),
         "precision": world.recognizer.precision,
         "thresholds": {name: vars(world.operating_point(name)) for name in world.judges},
         "credits": world.credits(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
+        "artifacts": sorted(store.used),
     }
     with atomic_path(out / "run.json") as path:
         path.write_text(json.dumps(facts, indent=1, default=str))

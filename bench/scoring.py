@@ -36,6 +36,7 @@ from bench.metrics import (
 from bench.metrics.perceptual import Reference as PerceptualReference
 from bench.metrics.perceptual import has_trunk
 from bench.plan import Spec
+from bench.profile import MODELS, profile
 from bench.recognizers.base import CROP
 from bench.world import World
 
@@ -122,14 +123,16 @@ class Scorer:
                 neither a mate nor in the gallery of its probe.
         """
         pair = (images, self._originals)
-        values: Values = {
-            "ssim": _floats(ssim(*pair, data_range=255)),
-            "ssim-luma": _floats(ssim(*pair, definition="wang11-valid-luma", data_range=255)),
-            "psnr": _floats(psnr(*pair, data_range=255)),
-            "mse": _floats(mse(*pair)),
-        }
-        for metric, reference in self._perceptual.items():
-            values[metric] = _floats(reference.lpips(images.float() / 255))
+        with profile.span("score pixels"):
+            values: Values = {
+                "ssim": _floats(ssim(*pair, data_range=255)),
+                "ssim-luma": _floats(ssim(*pair, definition="wang11-valid-luma", data_range=255)),
+                "psnr": _floats(psnr(*pair, data_range=255)),
+                "mse": _floats(mse(*pair)),
+            }
+        with profile.span("score by perceptual networks", MODELS):
+            for metric, reference in self._perceptual.items():
+                values[metric] = _floats(reference.lpips(images.float() / 255))
         for name in self._world.judges:
             for metric, column in self._identity_values(name, images, shown).items():
                 values[f"{name}/{metric}"] = column
@@ -137,7 +140,8 @@ class Scorer:
 
     def _identity_values(self, judge: str, images: Tensor, shown: Indices | None) -> Values:
         world, recognizer = self._world, self._world.judges[judge]
-        found = recognizer.leaking(Leak.TEMPLATE, images.to(world.device).float() / 255)
+        with profile.span(f"embed reconstructions with {judge}", MODELS):
+            found = recognizer.leaking(Leak.TEMPLATE, images.to(world.device).float() / 255)
 
         def similarity(photos: Indices) -> NDArray[np.float64]:
             return _floats(recognizer.similarity(found, world.embeddings(judge, photos)))

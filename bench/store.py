@@ -81,6 +81,7 @@ class Store:
     Attributes:
         used: Path below the root, without suffix, of every artifact that was read or written.
         made: How many artifacts were made, by stage.
+        refusal: Why nothing is computed any more, once that is so.
     """
 
     def __init__(self, root: Path) -> None:
@@ -89,7 +90,7 @@ class Store:
         self.made: Counter[str] = Counter()
         self._claims = Claims(root / CLAIMS)
         self._checked: dict[Path, dict[str, Any]] = {}
-        self._refusal: StoreError | None = None
+        self.refusal: StoreError | None = None
 
     def artifact(self, stage: str, fields: dict[str, Any], make: Callable[[], Made]) -> Artifact:
         """Return the artifact of a stage, making and writing it if it is absent or damaged.
@@ -113,6 +114,17 @@ class Store:
                 if mine:
                     self._make(data, full, make)
         return self._load(data, note)
+
+    def close(self, refusal: StoreError | None = None) -> None:
+        """Compute nothing any more: from now on, what is not there raises.
+
+        Args:
+            refusal: What it raises.
+        """
+        self.refusal = refusal or StoreError(
+            f"The store {self.root} lacks what the workers should have put there: give all of them "
+            "the same veilbench, the same kind of processor, and the same folder with --store."
+        )
 
     def rows(
         self,
@@ -213,8 +225,8 @@ class Store:
 
     @contextmanager
     def _claimed(self, key: str, done: Callable[[], bool]) -> Iterator[bool]:
-        if self._refusal:
-            raise self._refusal
+        if self.refusal:
+            raise self.refusal
         with ExitStack() as stack:
             with self._refusing():
                 mine = stack.enter_context(self._claims.holding(key, done))
@@ -233,14 +245,14 @@ class Store:
         try:
             yield
         except OSError as error:
-            self._refusal = _store_error(self.root, error)
-            raise self._refusal from error
+            self.refusal = _store_error(self.root, error)
+            raise self.refusal from error
         except SafetensorError as error:
             # It reports the system's errors as text of its own: "... (os error 28)".
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
-            self._refusal = _store_error(self.root, OSError(number, os.strerror(number)))
-            raise self._refusal from error
+            self.refusal = _store_error(self.root, OSError(number, os.strerror(number)))
+            raise self.refusal from error
 
     # --- upkeep ---------------------------------------------------------------------------------
 

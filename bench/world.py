@@ -438,9 +438,9 @@ def protect(
         The kept ("records"), and facts: shape of a record, and seconds that protection alone took.
     """
     kept, seconds, shape = [], 0.0, torch.Size()
-    for batch in images.split(BATCH):
-        clean = defense.recognizer.leaking(defense.leak, batch)
-        with torch.no_grad():
+    with torch.no_grad(), profile.span(f"protect by {type(defense).__name__}", MODELS):
+        for batch in images.split(BATCH):
+            clean = defense.recognizer.leaking(defense.leak, batch)
             started = time.perf_counter()
             records = defense.protect(clean, generator=generator)
             seconds += time.perf_counter() - started

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from bench.cell import Cells, check_images
 from bench.errors import DataError, UserError
+from bench.jobs import choose_device
 from bench.leaks import Leak
 from bench.plan import Cell, NamedRecognizer, Spec
 from bench.plugin import Plugin
 from bench.registry import DATASETS, load_plugin
-from bench.run import choose_device
 from bench.scoring import utility
 from bench.store import Store
 from bench.threats import Threat
