@@ -82,6 +82,39 @@ class MapDecoder(nn.Module):
         return torch.sigmoid(self.paint(self.join(torch.cat([x, low], 1))).float())
 
 
+class ResidualDecoder(nn.Module):
+    """Residual blocks from a map (C, H, W) to an image: another architecture than `MapDecoder`.
+
+    The map's resolution is kept throughout, so nothing is pooled and nothing skips over a stage.
+
+    Args:
+        shape: Shape (C, H, W) of a record; any H and W.
+        width: Channels.
+        mean: (C,) mean of the records, subtracted first.
+        deviation: (C,) deviation of the records, divided by.
+    """
+
+    def __init__(self, shape: Sequence[int], width: int, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.standardize = Standardize(mean, deviation)
+        self.stem = _conv(shape[0], width)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(_conv(width, width), nn.Conv2d(width, width, 3, padding=1))
+            for _ in range(3)
+        )
+        self.paint = nn.Sequential(nn.Conv2d(width, 12, 3, padding=1), nn.PixelShuffle(2))
+
+    def forward(self, records: Tensor) -> Tensor:
+        """Map records (N, C, H, W) to images (N, 3, 112, 112) in [0, 1]."""
+        x = self.standardize(records)
+        if x.shape[-2:] != (56, 56):
+            x = functional.interpolate(x, (56, 56), mode="bilinear")
+        x = self.stem(x.contiguous(memory_format=torch.channels_last))
+        for block in self.blocks:
+            x = x + block(x)
+        return torch.sigmoid(self.paint(x).float())
+
+
 class TemplateDecoder(nn.Module):
     """Transposed convolutions from a template (D,) to an image.
 

@@ -3,27 +3,34 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.leaks import Leak
 from bench.metrics import verification_accuracy
-from bench.networks import MapDecoder, channel_statistics, half_precision, train
+from bench.networks import MapDecoder, ResidualDecoder, half_precision, train
 from bench.registry import DEFENSES
 from bench.threats import Pairs
-from defenses.base import Defender, Defense, draw_like
+from defenses.adversarial_noise import AdversarialNoise
+from defenses.base import Defender, draw_like
+
+SHADOWS: dict[str, tuple[type[MapDecoder | ResidualDecoder], ...]] = {
+    "unet": (MapDecoder,),
+    "residual": (ResidualDecoder,),
+    "both": (MapDecoder, ResidualDecoder),
+}
 
 
 @DEFENSES.register("advface")
 @dataclass
-class AdvFace(Defense):
+class AdvFace(AdversarialNoise):
     """Adversarial latent noise against a shadow decoder (Wang et al., CVPR 2023, arXiv 2305.05391).
 
     The server trains a shadow model that turns maps into images, as an attacker would, and stores
@@ -37,78 +44,119 @@ class AdvFace(Defense):
     can be inverted through the recogniser's own tail.
 
     Args:
-        eps: Radius of the L-infinity ball, in deviations of the channel over the defender's images.
+        eps: Size of the noise, in deviations of its channel over the defender's images: of every
+            number ("linf"), or root mean square over a record ("l2").
+        norm: The ball that holds the noise.
         reading: "direct" maximises |S(z + d) - S(z)|; "shadow-feature" (the paper's Figure 2, taken
             literally) maximises |S(F(S(z)) + d) - S(z)| and stores z + d; "cyclic" (MinusFace's
             words) maximises |S(F(S(z + d))) - S(z)|. S is the shadow, F the recogniser's head.
-        steps: Sign steps, each of 2.5 eps / steps.
+        random_start: Whether the noise starts as random noise of a tenth of its size. Without it
+            the noise is a function of the map; "direct" has no gradient at zero noise and needs it.
+        steps: Steps, each of 2.5 eps / steps: along the gradient's signs ("linf"), or along the
+            gradient ("l2").
+        shadow: Architecture of the shadow model: a small U-Net, a residual network that keeps the
+            map's resolution, or both, whose distances are then added. Noise meets an attack network
+            that it was not made for wherever the attack's architecture is another.
         shadow_width: Channels of the shadow model.
         shadow_steps: Training steps of the shadow model, 32 images each.
         accuracy_drop: If given, eps is not used: the largest eps is searched at which verification
-            accuracy on the defender's own images falls by no more than this.
+            accuracy on the defender's own images falls by no more than this. Utility rows carry it
+            as a flag.
     """
 
     leaks = frozenset({Leak.FEATURES})
+    weakest: ClassVar[Mapping[str, Any]] = {"eps": 0}
+    strongest: ClassVar[Mapping[str, Any]] = {"eps": 1e3}
 
     eps: Annotated[float, Field(ge=0)] = 0.6
+    norm: Literal["linf", "l2"] = "linf"
     reading: Literal["direct", "shadow-feature", "cyclic"] = "direct"
+    random_start: bool = True
     steps: Annotated[int, Field(ge=1)] = 10
+    shadow: Literal["unet", "residual", "both"] = "unet"
     shadow_width: Annotated[int, Field(ge=4)] = 16
     shadow_steps: Annotated[int, Field(ge=1)] = 150
     accuracy_drop: Annotated[float, Field(gt=0, lt=1)] | None = None
 
-    def fit(self, world: Defender) -> None:
-        """Train the shadow model on the defender's images, and find eps if a drop is wanted."""
+    def learn(self, world: Defender, maps: Tensor) -> None:
+        """Train the shadow models on the defender's images, and find eps if a drop is wanted."""
+        if self.reading == "direct" and not self.random_start:
+            raise ValueError('advface needs random_start = true for the reading "direct"')
         self.device = world.device
-        maps = world.recognizer.leaking(Leak.FEATURES, world.images)
-        mean, self.deviation = channel_statistics(maps)
-        decoder = MapDecoder(maps.shape[1:], self.shadow_width, mean, self.deviation)
-        self.shadow = train(
-            decoder,
-            [Pairs(maps, world.images)],
-            steps=self.shadow_steps,
-            rate=2e-3,
-            device=world.device,
+        self.shadows = nn.ModuleList(
+            train(
+                kind(maps.shape[1:], self.shadow_width, self.mean, self.deviation),
+                [Pairs(maps, world.images)],
+                steps=self.shadow_steps,
+                rate=2e-3,
+                device=world.device,
+            )
+            for kind in SHADOWS[self.shadow]
         )
+        self.settled = self.eps
         if self.accuracy_drop is not None:
-            self.eps = self._calibrated(world, maps, self.accuracy_drop)
+            self.settled = self._calibrated(world, maps, self.accuracy_drop)
 
-    def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
-        """Return maps with adversarial noise, (N, C, H, W)."""
-        radius = self.eps * self.deviation.reshape(-1, 1, 1)
-        step = 2.5 * radius / self.steps
-        # The direct reading has no gradient at zero noise, so all of them start beside it.
-        noise = 0.1 * radius * (2 * draw_like(x, generator, "uniform") - 1)
-        spoiled, target = self._objective(x)
+    def fresh(self) -> Self:
+        """Return an instance without shadows, with the eps that was found."""
+        return dataclasses.replace(self, eps=self.settled, accuracy_drop=None)
+
+    @property
+    def found(self) -> dict[str, float]:
+        """The eps that calibration found."""
+        return {} if self.accuracy_drop is None else {"eps": self.settled}
+
+    def noise(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the noise that spoils the shadows' images most, (N, C, H, W)."""
+        return self._noise(x, self.settled, generator)
+
+    def _noise(self, x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+        unit = self.deviation.reshape(-1, 1, 1)
+        noise = torch.zeros_like(x)
+        if self.random_start:
+            noise = 0.1 * eps * unit * (2 * draw_like(x, generator, "uniform") - 1)
+        objectives = [self._objective(x, shadow) for shadow in self.shadows]
         for _ in range(self.steps):
             noise = noise.detach().requires_grad_()
             with torch.enable_grad():
-                distance = functional.l1_loss(spoiled(noise), target, reduction="sum")
+                distances = [
+                    functional.l1_loss(spoiled(noise), target, reduction="sum")
+                    for spoiled, target in objectives
+                ]
+                distance = torch.stack(distances).sum()
                 (gradient,) = torch.autograd.grad(distance, noise)
-            noise = (noise + step * gradient.sign()).clamp(-radius, radius)
-        return x + noise.detach()
+            noise = self._step(noise.detach(), gradient, eps, unit)
+        return noise
 
-    def _objective(self, z: Tensor) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Return the shadow's image as a function of the noise, and the image to depart from."""
+    def _step(self, noise: Tensor, gradient: Tensor, eps: float, unit: Tensor) -> Tensor:
+        """Go one step along the gradient and back into the ball."""
+        size = 2.5 * eps / self.steps
+        if self.norm == "linf":
+            return (noise + size * unit * gradient.sign()).clamp(-eps * unit, eps * unit)
+        # In deviations of their channels all numbers are alike, and the ball is round.
+        scaled = noise / unit.clamp_min(1e-12) + size * _unit_rms(gradient * unit)
+        inside = (eps / _rms(scaled).clamp_min(1e-12)).clamp(max=1)
+        return scaled * inside * unit
+
+    def _objective(self, z: Tensor, shadow: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return a shadow's image as a function of the noise, and the image to depart from."""
+
+        def decode(maps: Tensor) -> Tensor:
+            with half_precision(self.device):
+                images: Tensor = shadow(maps)
+            return images
+
         with torch.no_grad():
-            target = self._decode(z)
+            target = decode(z)
         match self.reading:
             case "direct":
-                return lambda noise: self._decode(z + noise), target
+                return lambda noise: decode(z + noise), target
             case "shadow-feature":
                 with torch.no_grad():
                     shadow_feature = self.recognizer.head(target)
-                return lambda noise: self._decode(shadow_feature + noise), target
+                return lambda noise: decode(shadow_feature + noise), target
             case "cyclic":
-                return lambda noise: self._cycle(z + noise), target
-
-    def _cycle(self, z: Tensor) -> Tensor:
-        return self._decode(self.recognizer.head(self._decode(z)))
-
-    def _decode(self, z: Tensor) -> Tensor:
-        with half_precision(self.device):
-            images: Tensor = self.shadow(z)
-        return images
+                return lambda noise: decode(self.recognizer.head(decode(z + noise))), target
 
     def _calibrated(self, world: Defender, maps: Tensor, drop: float) -> float:
         """Return the largest eps, to 1/64, whose accuracy stays within the wanted drop."""
@@ -124,12 +172,8 @@ class AdvFace(Defense):
 
     def _accuracy(self, world: Defender, maps: Tensor, eps: float) -> float:
         """Return the accuracy of stored maps against fresh ones, over all pairs of images."""
-        trial = dataclasses.replace(self, eps=eps, accuracy_drop=None)
-        trial.__dict__.update(
-            {name: value for name, value in vars(self).items() if name not in trial.parameters}
-        )
         generator = world.generator()
-        records = torch.cat([trial.protect(z, generator=generator) for z in maps.split(32)])
+        records = torch.cat([z + self._noise(z, eps, generator) for z in maps.split(32)])
         with torch.no_grad():
             stored = torch.cat([self.recognizer.tail(z) for z in records.split(32)])
             fresh = torch.cat([self.recognizer.tail(z) for z in maps.split(32)])
@@ -139,6 +183,10 @@ class AdvFace(Defense):
         folds = np.arange(len(scores)) % 10
         return float(verification_accuracy(scores, same, folds).mean)
 
-    def fresh(self) -> Self:
-        """Return an instance without a shadow, with the eps that was found."""
-        return dataclasses.replace(self, accuracy_drop=None)
+
+def _rms(noise: Tensor) -> Tensor:
+    return noise.flatten(1).square().mean(1).sqrt().reshape(-1, 1, 1, 1)
+
+
+def _unit_rms(noise: Tensor) -> Tensor:
+    return noise / _rms(noise).clamp_min(1e-30)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Self, final
+from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
 from torch import Tensor
@@ -54,11 +55,15 @@ class Defense(Plugin, ABC):
 
     Attributes:
         leaks: The objects it can protect.
+        weakest: Parameters at which records are the clean objects, if there are such.
+        strongest: Parameters at which records tell nobody apart, if there are such.
         leak: The object that this instance protects, which is what `protect` receives.
         recognizer: The undefended recogniser. Both are set by `setup`.
     """
 
     leaks: ClassVar[frozenset[Leak]]
+    weakest: ClassVar[Mapping[str, Any]] = {}
+    strongest: ClassVar[Mapping[str, Any]] = {}
 
     @property
     def plain_probes(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -24,6 +25,8 @@ class Noise(Defense):
     """
 
     leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
+    weakest: ClassVar[Mapping[str, Any]] = {"eps": 0}
+    strongest: ClassVar[Mapping[str, Any]] = {"eps": 1e6}
     kind: ClassVar[Literal["normal", "laplace", "sign"]]
 
     eps: Annotated[float, Field(ge=0)] = 0.6

@@ -34,14 +34,10 @@ CASES = [
     for leak in sorted(DEFENSES.get(name).leaks)
 ]
 KEYED = [name for name in NAMES if issubclass(DEFENSES.get(name), Keyed)]
-SWITCHES = {"eps", "strength"}
-"""Parameters that turn a defense off at 0."""
-
-SWITCHED = [
-    case
-    for case in CASES
-    if SWITCHES & {field.name for field in dataclasses.fields(DEFENSES.get(case.values[0]))}
-]
+LIMITS = {
+    limit: [case for case in CASES if getattr(DEFENSES.get(case.values[0]), limit)]
+    for limit in ("weakest", "strongest")
+}
 
 
 class Lab:
@@ -243,11 +239,28 @@ def test_keys_are_handled_as_they_are_named(name: str, key: str, lab: Lab) -> No
     )
 
 
-@pytest.mark.parametrize(("name", "leak"), SWITCHED)
-def test_strength_zero_stores_the_clean_object(name: str, leak: Leak, lab: Lab) -> None:
-    fields = {field.name for field in dataclasses.fields(DEFENSES.get(name))}
-    off = dict.fromkeys(SWITCHES & fields, 0)
-    assert torch.equal(lab.protect(lab.fit(name, leak, **off)), lab.clean(leak))
+@pytest.mark.parametrize(("name", "leak"), LIMITS["weakest"])
+def test_at_its_weakest_it_stores_the_clean_object(name: str, leak: Leak, lab: Lab) -> None:
+    records = lab.protect(lab.fit(name, leak, **DEFENSES.get(name).weakest))
+    torch.testing.assert_close(records, lab.clean(leak), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "leak"), LIMITS["strongest"])
+def test_at_its_strongest_nobody_is_told_apart(name: str, leak: Leak, lab: Lab) -> None:
+    defense = lab.fit(name, leak, **DEFENSES.get(name).strongest)
+    with torch.no_grad():
+        stored = defense.comparable(lab.protect(defense))
+        probes = defense.probe(lab.clean(leak), generator=torch.Generator().manual_seed(2))
+        scores = defense.score(probes, stored)
+        clean = defense.comparable(lab.clean(leak))
+    undefended = defense.score(clean, clean)
+    assert advantage(scores) < advantage(undefended) / 4
+
+
+def advantage(scores: Tensor) -> float:
+    """Return the mean score of the same face less that of others."""
+    others = scores[~torch.eye(len(scores), dtype=torch.bool)]
+    return float(scores.diagonal().mean() - others.mean())
 
 
 @pytest.mark.parametrize("name", NAMES)

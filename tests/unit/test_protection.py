@@ -157,7 +157,7 @@ def advface(fit: Fit) -> Fit:
         kind = DEFENSES.get("advface")
         other = kind.create("defense 'advface'", SMALL | parameters)
         learned = {key: value for key, value in vars(first).items() if key not in first.parameters}
-        other.__dict__.update(learned)
+        other.__dict__.update(learned, settled=other.eps)
         return other
 
     return adapted
@@ -166,7 +166,7 @@ def advface(fit: Fit) -> Fit:
 def spoiled(defense: Any, records: Tensor, maps: Tensor) -> float:
     """Return how far the shadow's images of records are from those of clean maps."""
     with torch.no_grad():
-        return float((defense.shadow(records) - defense.shadow(maps)).abs().mean())
+        return float((defense.shadows[0](records) - defense.shadows[0](maps)).abs().mean())
 
 
 @pytest.mark.parametrize("reading", READINGS)
@@ -197,6 +197,55 @@ def test_the_readings_are_three(advface: Fit, maps: Tensor) -> None:
             assert (made[one] != made[other]).float().mean() > 0.01
 
 
+def test_without_a_random_start_the_noise_is_a_function_of_the_map(
+    advface: Fit, fit: Fit, maps: Tensor
+) -> None:
+    defense = advface(reading="shadow-feature", random_start=False)
+    one, other = (defense.protect(maps, generator=generator(seed)) for seed in (1, 2))
+    assert torch.equal(one, other)
+    with pytest.raises(ValueError, match="random_start = true"):
+        fit("advface", Leak.FEATURES, **SMALL, random_start=False)
+
+
+def test_advface_in_the_round_ball(advface: Fit, maps: Tensor, deviation: Tensor) -> None:
+    defense = advface(norm="l2", eps=0.4)
+    made = defense.protect(maps, generator=generator())
+    scaled = (made - maps) / deviation.reshape(-1, 1, 1).clamp_min(1e-6)
+    rms = scaled[:, deviation > 1e-6].flatten(1).square().mean(1).sqrt()
+    torch.testing.assert_close(rms, torch.full_like(rms, 0.4), rtol=0.05, atol=0)
+    drawn = 0.4 * deviation.reshape(-1, 1, 1) * draw_like(maps, generator())
+    assert spoiled(defense, made, maps) > 2 * spoiled(defense, maps + drawn, maps)
+
+
+@pytest.mark.parametrize("control", ["l2", "linf"])
+def test_a_control_has_the_size_of_the_noise_and_not_its_effect(
+    control: str, advface: Fit, maps: Tensor
+) -> None:
+    plain, matched = advface(), advface(control=control)
+    noise = plain.protect(maps, generator=generator()) - maps
+    other = matched.protect(maps, generator=generator()) - maps
+    if control == "l2":
+        torch.testing.assert_close(other.flatten(1).norm(dim=1), noise.flatten(1).norm(dim=1))
+    else:
+        largest = noise.abs().amax((2, 3))
+        torch.testing.assert_close(other.abs().amin((2, 3)), largest, rtol=1e-3, atol=1e-5)
+    cosine = torch.cosine_similarity(noise.flatten(1), other.flatten(1))
+    assert cosine.abs().max() < 0.05
+    assert spoiled(plain, maps + noise, maps) > 2 * spoiled(plain, maps + other, maps)
+
+
+@pytest.mark.parametrize(("shadow", "kinds"), [("residual", 1), ("both", 2)])
+def test_the_noise_is_made_against_each_shadow(
+    shadow: str, kinds: int, fit: Fit, maps: Tensor
+) -> None:
+    defense: Any = fit("advface", Leak.FEATURES, **SMALL, shadow=shadow)
+    assert len(defense.shadows) == kinds
+    made = defense.protect(maps, generator=generator())
+    with torch.no_grad():
+        for network in defense.shadows:
+            assert (network(made) - network(maps)).abs().mean() > 0.01
+
+
 def test_a_larger_ball_spoils_more(advface: Fit, maps: Tensor) -> None:
     damage = [
         spoiled(defense := advface(eps=eps), defense.protect(maps, generator=generator()), maps)
@@ -216,7 +265,7 @@ def test_calibration_finds_the_largest_eps_for_a_drop(world: World) -> None:
     small = {"shadow_steps": 2, "shadow_width": 8, "steps": 1, "accuracy_drop": drop}
     with seeded(1):
         defense = DEFENSES.get("advface").create("defense 'advface'", small).setup(scene)
-    found = defense.eps
+    found = defense.found["eps"]
     assert 0 < found < 4
     maps = world.recognizer.leaking(Leak.FEATURES, scene.images)
     clean, held, lost = (defense._accuracy(scene, maps, e) for e in (0, found, found + 1 / 64))
