@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from bench.leaks import Leak
 from bench.registry import DEFENSES
 from bench.world import seeded
 from defenses.base import Defender, Defense
+from defenses.bch import BCH
 from defenses.biohash import BioHash
 from defenses.ironmask import IronMask
 from defenses.keyed import Keyed, share_of_equal
@@ -295,6 +297,61 @@ def test_ironmask_accepts_by_decoding_within_a_small_angle_only(
 
     assert torch.equal(accepted(0.2), torch.eye(len(templates)))
     assert accepted(1.2).sum() == 0
+
+
+# --- SigFeat ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("length", "errors", "message"), [(63, 11, 16), (127, 10, 64), (127, 2, 113), (255, 21, 115)]
+)
+def test_bch_codes_have_the_published_sizes_and_correct_so_many_errors(
+    length: int, errors: int, message: int
+) -> None:
+    code = BCH(length, errors)
+    assert code.message == message
+    random = np.random.default_rng(0)
+    codewords = code.encode(random.integers(0, 2, (20, message)).astype(np.uint8))
+    # Linear, and closed under turning round: what makes the code cyclic.
+    assert all(code.decode(np.roll(codewords, 1, axis=1))[1])
+    for wrong in (0, 1, errors):
+        words = codewords.copy()
+        for word in words:
+            word[random.permutation(length)[:wrong]] ^= 1
+        corrected, decoded = code.decode(words)
+        assert decoded.all()
+        assert (corrected == codewords).all()
+    far = random.integers(0, 2, (20, length)).astype(np.uint8)
+    corrected, decoded = code.decode(far)
+    assert ((corrected != far).sum(1)[decoded] <= errors).all()
+
+
+def test_a_bch_code_that_is_none_is_refused(fit: Callable[..., Any]) -> None:
+    with pytest.raises(ValueError, match="not 100"):
+        BCH(100, 3)
+    with pytest.raises(ValueError, match="cannot correct 64 errors"):
+        fit("sigfeat", errors=64)
+
+
+def test_sigfeat_accepts_as_many_wrong_bits_as_the_code_corrects(
+    fit: Callable[..., Any], templates: Tensor
+) -> None:
+    defense = fit("sigfeat", length=63, errors=11)
+    records = defense.protect(templates, generator=generator())
+    assert torch.equal(defense.score(templates, records), torch.eye(len(templates)))
+    for row, template in enumerate(templates):
+        places = torch.nonzero(records[row, :128] >= 0)[:, 0]
+        assert len(places) == 63
+        inner = torch.ones(128, dtype=torch.bool)
+        inner[places] = False
+        assert template[inner].abs().max() <= template[places].abs().max()
+        for swaps, accepted in [(5, 1), (6, 0)]:
+            probe = template.clone()
+            order = places[template[places].argsort()]
+            low, high = order[:swaps], order[-swaps:]
+            probe[low], probe[high] = template[high], template[low]  # two bits a swap
+            assert float(defense.score(probe[None], records[row : row + 1])) == accepted
+    assert defense.bytes_per_record(records.shape[1:]) == (128 + 63) / 8 + 32
 
 
 # --- keys -----------------------------------------------------------------------------------------
