@@ -14,7 +14,6 @@ from torch.nn import functional
 
 from attacks.base import Attack
 from attacks.subspace import FaceSubspace
-from bench.leaks import Leak
 from bench.threats import Attacker, Threat
 
 AT_ONCE = 32
@@ -29,8 +28,8 @@ class Blind(Attack):
     """A search among faces that is told only how well each candidate matches.
 
     Under `score` the answer is the match score; under `query` it is the cosine between the leaked
-    record and that of the candidate. A candidate's likeness is its answer less the prior. The search
-    starts at the mean of the own images that match best.
+    record and that of the candidate. A candidate's likeness is its answer less the prior. The
+    search starts at the mean of the own images that match best.
 
     Args:
         calls: Calls for each leaked record, the first half of them at most for own images; under
@@ -38,9 +37,6 @@ class Blind(Attack):
         components: Principal components that span the faces searched.
         prior: Weight of the mean squared component, in deviations.
     """
-
-    leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
-    threats = frozenset({Threat.QUERY, Threat.SCORE})
 
     calls: Annotated[int, Field(ge=2)] = 1000
     components: Annotated[int, Field(ge=1)] = 60

@@ -12,7 +12,9 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.blind import Blind, Likeness
+from bench.leaks import Leak
 from bench.registry import ATTACKS
+from bench.threats import Threat
 
 
 @ATTACKS.register("cma-es")
@@ -30,6 +32,9 @@ class CMAES(Blind):
         population: Faces in a generation.
         scale: Deviation of the first generation, in deviations of a component.
     """
+
+    leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
+    threats = frozenset({Threat.QUERY, Threat.SCORE})
 
     population: Annotated[int, Field(ge=2)] = 20
     scale: Annotated[float, Field(gt=0)] = 0.3

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -12,6 +13,7 @@ from torch.nn import functional
 
 from attacks.base import Attack
 from attacks.ridge import Ridge
+from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Threat
@@ -28,14 +30,16 @@ class Gradient(Attack):
     clean embedding from its own records first.
 
     Faces are mean + sum of principal components of the attacker's images; loss 1 - cosine, with a
-    pull towards the mean face; Adam; random mirror images. All probes of a batch are searched at
-    once and do not influence each other.
+    pull towards the mean face; Adam; random mirror images and shifts, over which a face must hold,
+    so that it convinces other networks too. All probes of a batch are searched at once and do not
+    influence each other.
 
     Args:
         components: Principal components, at most the number of attacker images less one.
         steps: Optimiser steps; each is one forward and one backward pass of the recogniser.
-        rate: Learning rate, in deviations of a component.
+        rate: Learning rate, in deviations of a component; it falls to 0 along a cosine.
         prior: Weight of the mean squared component, in deviations.
+        shift: Largest shift in pixels, in both directions.
     """
 
     leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
@@ -44,24 +48,44 @@ class Gradient(Attack):
     components: Annotated[int, Field(ge=1)] = 300
     steps: Annotated[int, Field(ge=0)] = 60
     rate: Annotated[float, Field(gt=0)] = 0.15
-    prior: Annotated[float, Field(ge=0)] = 0.1
+    prior: Annotated[float, Field(ge=0)] = 1.5
+    shift: Annotated[int, Field(ge=0, le=16)] = 2
 
     def fit(self, attacker: Attacker) -> None:
-        """Learn the subspace, a starting point from embeddings, and how to undo the defense."""
+        """Learn the faces, a starting point from embeddings, and how to undo the defense."""
         self.device = attacker.device
         self.recognizer = attacker.recognizer
         self.leak = attacker.leak
-        self.mean, self.basis = face_subspace(attacker.images, self.components)
+        self.fit_faces(attacker.images)
         embeddings = self.recognizer.leaking(Leak.TEMPLATE, attacker.images)
-        coefficients = (attacker.images.flatten(1) - self.mean) @ self._inverse_basis()
-        self.start = Ridge(embeddings, coefficients)
+        self.start = Ridge(embeddings, self.coordinates(attacker.images))
         self.repair = None
         if attacker.threat is not Threat.TRANSFER:
             seen = [self._observed(pair.records) for pair in attacker.pairs()]
             self.repair = Ridge(torch.cat(seen), embeddings.repeat(len(seen), 1))
 
+    def fit_faces(self, images: Tensor) -> None:
+        """Learn the space of faces to search in."""
+        self.space = FaceSubspace(images, self.components)
+
+    def faces(self, z: Tensor) -> Tensor:
+        """Return the faces (N, 3, 112, 112) in [0, 1] at coordinates (N, K)."""
+        return self.space.faces(z)
+
+    def coordinates(self, images: Tensor) -> Tensor:
+        """Return coordinates (N, K), of about unit deviation, of faces near images."""
+        return self.space.coordinates(images)
+
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the faces found."""
+        return self._search(functional.normalize(self.target(records), dim=1))
+
+    def target(self, records: Tensor) -> Tensor:
+        """Return the embeddings (N, D) that the records are taken to be of.
+
+        Raises:
+            ValueError: The records are no embeddings, and nothing is known of the defense.
+        """
         target = self._observed(records)
         if self.repair is not None:
             target = self.repair(target)
@@ -70,31 +94,23 @@ class Gradient(Attack):
                 f"records of length {target.shape[1]} are no embeddings of "
                 f"{self.recognizer.embedding_size} numbers, and nothing is known of the defense"
             )
-        return self._search(functional.normalize(target, dim=1))
+        return target
 
     def _search(self, target: Tensor) -> Tensor:
         z = self.start(target).clamp(-3, 3).requires_grad_()
         optimizer = torch.optim.Adam([z], lr=self.rate)
-        for _ in range(self.steps):
+        for step in range(self.steps):
+            optimizer.param_groups[0]["lr"] = self.rate * falling(step / self.steps)
             with torch.enable_grad():
-                faces = self._faces(z)
-                if torch.rand(()) < 0.5:
-                    faces = faces.flip(3)
-                found = self.recognizer.embed(faces)
+                found = self.recognizer.embed(moved(self.faces(z), self.shift))
                 distance = 1 - functional.cosine_similarity(found, target)
                 # A sum over probes: each has its own gradient, whatever else is in the batch.
                 loss = (distance + self.prior * z.square().mean(1)).sum()
                 optimizer.zero_grad()
                 loss.backward()
             optimizer.step()
-        return self._faces(z.detach())
-
-    def _faces(self, z: Tensor) -> Tensor:
-        return (self.mean + z @ self.basis).clamp(0, 1).unflatten(1, (3, 112, 112))
-
-    def _inverse_basis(self) -> Tensor:
-        """Return the (pixels, components) matrix that takes centered images to components."""
-        return self.basis.T / self.basis.square().sum(1)
+        with torch.no_grad():
+            return self.faces(z)
 
     def _observed(self, records: Tensor) -> Tensor:
         """Return what the attacker reads a record as: an embedding, or a code."""
@@ -105,19 +121,13 @@ class Gradient(Attack):
             return torch.cat([self.recognizer.tail(part) for part in parts])
 
 
-def face_subspace(images: Tensor, components: int) -> tuple[Tensor, Tensor]:
-    """Return the mean face (D,) and principal components (K, D), each of length its deviation.
+def falling(progress: float) -> float:
+    """Return a cosine from 1 at progress 0 to 0 at progress 1."""
+    return (1 + math.cos(math.pi * progress)) / 2
 
-    Args:
-        images: (N, 3, 112, 112); D = 3 * 112 * 112.
-        components: Largest K; at most N - 1.
-    """
-    flat = images.flatten(1)
-    mean = flat.mean(0)
-    centered = flat - mean
-    # With fewer images than pixels the small Gram matrix has all there is to know.
-    values, vectors = torch.linalg.eigh((centered @ centered.T).double())
-    count = min(components, len(flat) - 1)
-    values, vectors = values[-count:].flip(0), vectors[:, -count:].flip(1)
-    basis = (vectors.T.float() @ centered) / (len(flat) - 1) ** 0.5
-    return mean, basis
+
+def moved(images: Tensor, shift: int) -> Tensor:
+    """Return images shifted by up to some pixels and perhaps mirrored, all alike."""
+    down, right = (int(torch.randint(-shift, shift + 1, ())) for _ in range(2))
+    images = images.roll((down, right), (2, 3))
+    return images.flip(3) if torch.rand(()) < 0.5 else images

@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.blind import Blind, Likeness
+from bench.leaks import Leak
 from bench.registry import ATTACKS
+from bench.threats import Threat
 
 
 @ATTACKS.register("hill-climb")
@@ -28,6 +30,9 @@ class HillClimb(Blind):
         prior: Weight of the mean squared component, in deviations.
         scale: Deviation of the first changes, in deviations of a component.
     """
+
+    leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
+    threats = frozenset({Threat.QUERY, Threat.SCORE})
 
     scale: Annotated[float, Field(gt=0)] = 0.3
 

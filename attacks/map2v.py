@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.blind import Blind, Likeness
+from bench.leaks import Leak
 from bench.registry import ATTACKS
+from bench.threats import Threat
 
 
 @ATTACKS.register("map2v")
@@ -31,6 +33,9 @@ class MAP2V(Blind):
         distance: Length of a change, in deviations of a component.
         rate: Learning rate of Adam.
     """
+
+    leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
+    threats = frozenset({Threat.QUERY, Threat.SCORE})
 
     directions: Annotated[int, Field(ge=1)] = 16
     distance: Annotated[float, Field(gt=0)] = 0.5

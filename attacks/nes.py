@@ -10,7 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.blind import Blind, Likeness
+from bench.leaks import Leak
 from bench.registry import ATTACKS
+from bench.threats import Threat
 
 
 @ATTACKS.register("nes")
@@ -31,6 +33,9 @@ class NES(Blind):
         rate: Learning rate of Adam, which falls to 0 along a cosine.
     """
 
+    leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
+    threats = frozenset({Threat.QUERY, Threat.SCORE})
+
     pairs: Annotated[int, Field(ge=1)] = 10
     distance: Annotated[float, Field(gt=0)] = 0.5
     rate: Annotated[float, Field(gt=0)] = 0.2
@@ -38,7 +43,7 @@ class NES(Blind):
     def search(self, start: Tensor, likeness: Likeness, calls: int) -> Tensor:
         """Return where the last step ended."""
         z = start.clone().requires_grad_()
-        pairs = min(self.pairs, start.shape[1])
+        pairs = min(self.pairs, start.shape[1], max(1, calls // 2))
         steps = calls // (2 * pairs)
         optimizer = torch.optim.Adam([z], lr=self.rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(steps, 1))

@@ -46,9 +46,13 @@ class BioHash(Keyed):
 
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, bits) of 0 and 1."""
+        return self.contest(x, key).argmax(2).float()
+
+    def contest(self, x: Tensor, key: Key) -> Tensor:
+        """Return (N, bits, 2): the cut and the projection."""
         projected = x @ key[0]
-        cut = projected.mean(1, keepdim=True) if self.variant == "uniform" else 0
-        return (projected > cut).float()
+        cut = projected.mean(1, keepdim=True) if self.variant == "uniform" else torch.zeros(())
+        return torch.stack([cut.to(projected).expand_as(projected), projected], 2)
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal bits in [0, 1]."""

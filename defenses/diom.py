@@ -77,6 +77,11 @@ class DIoM(Keyed):
         group = torch.arange(self.indices, device=x.device)
         return key[0][group, largest].float()
 
+    def contest(self, x: Tensor, key: Key) -> Tensor:
+        """Return the outputs (N, indices, choices) in the order of the key."""
+        group = torch.arange(self.indices, device=x.device)[:, None]
+        return self._grouped(x)[:, group, key[0].argsort(1)]
+
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal indices in [0, 1]."""
         return share_of_equal(probes, references)

@@ -50,10 +50,19 @@ class IMM(Keyed):
 
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, 2 * groups) indices in [0, rows): of the largest, then of the smallest."""
-        matrix, chosen = key
-        projected = (matrix.T @ x.T)[chosen]  # (groups, rows, N): whole rows are copied
+        projected = self._projected(x, key)
         # max finds the same index as argmax, three times as fast.
         return torch.cat([projected.max(1).indices, projected.min(1).indices]).T.float()
+
+    def contest(self, x: Tensor, key: Key) -> Tensor:
+        """Return the projections, then their negatives, (N, 2 * groups, rows)."""
+        projected = self._projected(x, key)
+        return torch.cat([projected, -projected]).permute(2, 0, 1)
+
+    def _projected(self, x: Tensor, key: Key) -> Tensor:
+        """Return projections (groups, rows, N)."""
+        matrix, chosen = key
+        return (matrix.T @ x.T)[chosen]  # whole rows are copied
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal indices in [0, 1]."""

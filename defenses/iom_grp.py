@@ -42,7 +42,11 @@ class IoMGRP(Keyed):
 
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, indices) indices in [0, projections)."""
-        return (x @ key[0]).unflatten(1, (-1, self.projections)).argmax(2).float()
+        return self.contest(x, key).argmax(2).float()
+
+    def contest(self, x: Tensor, key: Key) -> Tensor:
+        """Return the projections (N, indices, projections)."""
+        return (x @ key[0]).unflatten(1, (-1, self.projections))
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal indices in [0, 1]."""

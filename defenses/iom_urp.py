@@ -47,13 +47,21 @@ class IoMURP(Keyed):
         """Return (N, indices) indices in [0, window)."""
         return torch.cat([self._largest(part, key[0]) for part in x.split(16)])
 
+    def contest(self, x: Tensor, key: Key) -> Tensor:
+        """Return the products (N, indices, window)."""
+        return self._products(x, key[0]).permute(2, 0, 1)
+
     def _largest(self, x: Tensor, positions: Tensor) -> Tensor:
+        return self._products(x, positions).argmax(1).T.float()
+
+    def _products(self, x: Tensor, positions: Tensor) -> Tensor:
+        """Return products (indices, window, N)."""
         # Numbers of one position of all templates lie together, so a gather copies whole rows.
         columns = x.T.contiguous()
-        product = columns[positions[:, 0]]
+        product = columns.index_select(0, positions[:, 0].flatten())
         for factor in range(1, self.factors):
-            product *= columns[positions[:, factor]]
-        return product.argmax(1).T.float()
+            product = product * columns.index_select(0, positions[:, factor].flatten())
+        return product.unflatten(0, (self.indices, self.window))
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal indices in [0, 1]."""

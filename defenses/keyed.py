@@ -59,6 +59,15 @@ class Keyed(Defense):
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Turn templates (N, D) of unit length into codes (N, K) under one key."""
 
+    def contest(self, x: Tensor, key: Key) -> Tensor | None:
+        """Return what competes for each number of a code (N, K, C), if the code is who wins.
+
+        Number k of a code is the place of the largest of its C competitors. Unlike the code they
+        have a gradient, which a search for a pre-image follows (Paik et al., BMVC 2023). None where
+        codes are real numbers and have a gradient of their own.
+        """
+        return None
+
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the (P, R) similarity of codes under one key. Default: cosine."""
         return super().score(probes, references)

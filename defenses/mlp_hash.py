@@ -51,11 +51,15 @@ class MLPHash(Keyed):
 
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, bits) of 0 and 1."""
+        return self.contest(x, key).argmax(2).float()
+
+    def contest(self, x: Tensor, key: Key) -> Tensor:
+        """Return (N, bits, 2): the mean of the outputs and the output."""
         *hidden, last = key
         for weights in hidden:
-            x = (x @ weights).relu_()
+            x = (x @ weights).relu()
         made = x @ last
-        return (made > made.mean(1, keepdim=True)).float()
+        return torch.stack([made.mean(1, keepdim=True).expand_as(made), made], 2)
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal bits in [0, 1]."""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-SMALL = {"steps": 2, "width": 8, "batch": 2}
-"""Training steps, channels and images a step in tests: every line runs, nothing is learned."""
+SMALL = {"steps": 2, "width": 8, "batch": 2, "calls": 3}
+"""Steps, channels, images a step and calls in tests: every line runs, nothing is learned."""
 
 
 def pytest_configure() -> None:

@@ -10,8 +10,8 @@ import torch
 from sklearn.linear_model import Ridge as SklearnRidge
 from torch import Tensor
 
-from attacks.gradient import face_subspace
 from attacks.ridge import Ridge
+from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.networks import half_precision
 from bench.recognizers.base import Recognizer
@@ -113,21 +113,28 @@ def test_retrieval_reads_records_of_any_shape(own: Tensor) -> None:
 
 
 def test_the_subspace_is_that_of_principal_components(own: Tensor) -> None:
-    mean, basis = face_subspace(own, 6)
+    space = FaceSubspace(own, 6)
     flat = own.flatten(1).double()
-    torch.testing.assert_close(mean.double(), flat.mean(0), rtol=0, atol=1e-6)
+    torch.testing.assert_close(space.mean.double(), flat.mean(0), rtol=0, atol=1e-6)
     _, values, rows = torch.linalg.svd(flat - flat.mean(0), full_matrices=False)
     deviation = values[:6] / (len(own) - 1) ** 0.5
-    torch.testing.assert_close(basis.norm(dim=1).double(), deviation, rtol=1e-3, atol=0)
-    cosine = torch.cosine_similarity(basis.double(), rows[:6], dim=1).abs()
+    torch.testing.assert_close(space.basis.norm(dim=1).double(), deviation, rtol=1e-3, atol=0)
+    cosine = torch.cosine_similarity(space.basis.double(), rows[:6], dim=1).abs()
     torch.testing.assert_close(cosine, torch.ones(6, dtype=torch.float64), rtol=0, atol=1e-3)
 
 
 def test_all_components_span_the_images(own: Tensor) -> None:
-    mean, basis = face_subspace(own, 1000)
-    assert len(basis) == len(own) - 1
-    coefficients = (own.flatten(1) - mean) @ basis.T / basis.square().sum(1)
-    torch.testing.assert_close(mean + coefficients @ basis, own.flatten(1), rtol=0, atol=1e-3)
+    space = FaceSubspace(own, 1000)
+    assert len(space) == len(own) - 1
+    coordinates = space.coordinates(own)
+    torch.testing.assert_close(space.faces(coordinates), own, rtol=0, atol=1e-3)
+    torch.testing.assert_close(coordinates.var(0), torch.ones(len(space)), rtol=1e-2, atol=0)
+
+
+def test_duplicate_images_add_no_component(own: Tensor) -> None:
+    space = FaceSubspace(torch.cat([own, own]), 1000)
+    assert len(space) == len(own) - 1
+    assert torch.isfinite(space.coordinates(own)).all()
 
 
 @pytest.fixture(scope="module")
