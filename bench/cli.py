@@ -220,6 +220,17 @@ def submit(
 
 
 @app.command()
+def leaderboard(
+    folder: Annotated[Path, typer.Argument(help="A folder of result files of veilbench submit.")],
+    out: Annotated[Path, typer.Option(help="Folder of the site.")] = Path("site"),
+) -> None:
+    """Build a static site from result files."""
+    from reports.leaderboard import write_site
+
+    typer.echo(f"Leaderboard: {write_site(folder, out)}")
+
+
+@app.command()
 def new(
     kind: Annotated[PluginKind, typer.Argument(help="What to write.")],
     name: Annotated[str, typer.Argument(help="Its name, in lower case with hyphens.")],

@@ -58,7 +58,7 @@ def write_report(run: Path) -> Path:
         UserError: A file of the run is missing or unusable.
     """
     content = read_run(run)
-    with _replacing(run / "report") as folder:
+    with replacing(run / "report") as folder:
         _write(content, folder)
     return run / "report" / "index.html"
 
@@ -69,7 +69,7 @@ def _write(run: Run, folder: Path) -> None:
         (folder / name).mkdir()
     for table in (privacy, worst_case_table(run), utility):
         write_csv(table, folder / "tables" / f"{table.name}.csv")
-        text = _LATEX.get_template("table.tex.j2").render(table=table.only(_paper_metrics(table)))
+        text = LATEX.get_template("table.tex.j2").render(table=table.only(_paper_metrics(table)))
         (folder / "tables" / f"{table.name}.tex").write_text(text, encoding="utf-8")
     context = {
         "info": run.info,
@@ -91,7 +91,7 @@ def _write(run: Run, folder: Path) -> None:
         "scatters": _scatters(run, folder / "figures"),
         "grids": _grids(run, folder / "figures"),
     }
-    for name, environment in (("index.html", _HTML), ("report.md", _MARKDOWN)):
+    for name, environment in (("index.html", HTML), ("report.md", MARKDOWN)):
         text = environment.get_template(f"{name}.j2").render(context)
         (folder / name).write_text(text, encoding="utf-8")
 
@@ -122,11 +122,11 @@ def _scatters(run: Run, folder: Path) -> list[_Plot]:
 def _grids(run: Run, folder: Path) -> list[_Faces]:
     found = []
     for place, grid in enumerate(grids(run)):
-        name = f"grid-{place:02d}-{_slug(grid.title)}-{grid.detail}".rstrip("-")
+        name = f"grid-{place:02d}-{slug(grid.title)}-{grid.detail}".rstrip("-")
         save(grid_figure(grid), folder, name)
         found.append(_Faces(name, grid))
     for grid in overviews(item.grid for item in found):
-        save(grid_figure(grid), folder, f"overview-{_slug(grid.title)}")
+        save(grid_figure(grid), folder, f"overview-{slug(grid.title)}")
     return found
 
 
@@ -139,7 +139,7 @@ def _statement(run: Run) -> str:
         for judge in run.judges
     )
     return (
-        f"The recogniser {suite.recognizer.name} keeps a record of each of {len(victims)} photos "
+        f"The recogniser {suite.recognizer.shown} keeps a record of each of {len(victims)} photos "
         f"of {len(victims.people)} people from the dataset {suite.dataset}. The records leak; "
         f"attacks rebuild the faces from them. Judges that say whether a rebuilt face shows the "
         f"person: {judges or 'none'}, with thresholds at a false match rate of {suite.fmr:g}."
@@ -162,7 +162,7 @@ def _paper_metrics(table: Table) -> Sequence[str]:
 
 
 @contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
+def replacing(target: Path) -> Iterator[Path]:
     """Yield a temporary folder that takes the target's place when the block ends well."""
     made = target
     try:
@@ -176,7 +176,7 @@ def _replacing(target: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         raise ReportError(
-            f"The report {target} cannot be written ({error.strerror}): free space or permit it."
+            f"The folder {target} cannot be written ({error.strerror}): free space or permit it."
         ) from error
     finally:
         if made != target:
@@ -218,7 +218,8 @@ def _ascii(character: str) -> str:
     return plain or "?"
 
 
-def _slug(text: str) -> str:
+def slug(text: str) -> str:
+    """Return text as a part of a file name: at most 40 letters, digits and hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40]
 
 
@@ -238,9 +239,9 @@ def _environment(escape: Callable[[object], str] | None = None, **syntax: Any) -
     return environment
 
 
-_HTML = _environment()
-_MARKDOWN = _environment(markdown)
-_LATEX = _environment(
+HTML = _environment()
+MARKDOWN = _environment(markdown)
+LATEX = _environment(
     latex,
     block_start_string="<%",
     block_end_string="%>",

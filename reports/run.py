@@ -34,8 +34,16 @@ class ReportError(UserError):
     """A run's folder cannot be reported on; the message names the file and the mend."""
 
 
-class _Named(BaseModel):
+class RecognizerInfo(BaseModel):
+    """The recogniser under attack: its kind, and what rows call it."""
+
     name: str
+    label: str = ""
+
+    @property
+    def shown(self) -> str:
+        """What rows call it."""
+        return self.label or self.name
 
 
 class SuiteInfo(BaseModel):
@@ -52,7 +60,7 @@ class SuiteInfo(BaseModel):
     name: str
     title: str
     dataset: str
-    recognizer: _Named
+    recognizer: RecognizerInfo
     fmr: float
 
 
@@ -163,7 +171,7 @@ class Run:
 
     def is_target(self, judge: str) -> bool:
         """Say whether a judge is the recogniser under attack: an attack may have aimed at it."""
-        return judge == self.info.suite.recognizer.name
+        return judge == self.info.suite.recognizer.shown
 
     @property
     def judge(self) -> str | None:

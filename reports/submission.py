@@ -36,11 +36,15 @@ def write(run: Path, target: Path) -> str:
         UserError: The run is not sound, or a file cannot be read or written.
     """
     packed = result_file.pack(run)
-    faults = [fault for _, find in CHECKS for fault in find(packed)]
-    if faults:
-        raise UserError(f"The run {run} cannot be submitted ({faults[0]}): run the suite again.")
+    if found := faults(packed):
+        raise UserError(f"The run {run} cannot be submitted ({found[0]}): run the suite again.")
     result_file.write(packed, target)
     return f"Wrote {target}\nsha256 {result_file.file_sha256(target)}"
+
+
+def faults(file: ResultFile) -> list[str]:
+    """Return what is wrong with a result file, in sentences on one line each."""
+    return [visible(fault) for _, find in CHECKS for fault in find(file)]
 
 
 def check(path: Path) -> tuple[str, bool]:
@@ -59,11 +63,11 @@ def check(path: Path) -> tuple[str, bool]:
     lines = [f"ok    schema, version {packed.version}"]
     sound = True
     for title, find in CHECKS:
-        faults = [visible(fault) for fault in find(packed)]
-        lines.append(f"{'FAIL' if faults else 'ok  '}  {title}")
-        lines += [f"        {fault}" for fault in faults[:SHOWN]]
-        lines += [f"        and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        sound &= not faults
+        found = [visible(fault) for fault in find(packed)]
+        lines.append(f"{'FAIL' if found else 'ok  '}  {title}")
+        lines += [f"        {fault}" for fault in found[:SHOWN]]
+        lines += [f"        and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
+        sound &= not found
     return "\n".join(lines), sound
 
 
