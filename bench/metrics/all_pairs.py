@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +21,8 @@ import numpy.typing as npt
 import torch
 
 from bench.errors import MetricError
-from bench.metrics.bands import Band, Bracket, Catch, MiddleBand, Pairs, Sample, TopBand
+from bench.metrics.arrays import row_products
+from bench.metrics.bands import Band, Bracket, Catch, MiddleBand, Pairs, Sample, TopBand, on_cores
 from bench.metrics.population import Population
 from bench.metrics.screening import Float32Screen, Int8Screen, Screen, int8_products_are_exact
 from bench.metrics.verification import OperatingPoint, allowed_errors, as_fars, operating_point
@@ -41,7 +41,7 @@ _LISTED_SHARE = Fraction(1, 1000)
 _MOST_LISTED = 6_000_000
 _FEW = 100_000
 # A bracket reaches this many standard deviations of the sample to either side; doubled on failure.
-_SIGMAS = 4.5
+_SIGMAS = 3.5
 # Fewer pairs than this take less than a second anyway.
 _WORTH_A_TRIAL = 50_000_000
 _TRIAL = 512  # rows and columns of the tile that is timed
@@ -53,13 +53,14 @@ class Certificate:
 
     All impostor pairs above each bracket were counted and all inside were scored exactly. Pairs
     were only told apart by their products where these are further from the limit than their error
-    bound, which every exact score was checked against.
+    bound, which was checked wherever a better product was computed.
 
     Attributes:
         brackets: Where the thresholds are. One serves all targets whose false matches are listed,
             each other target has its own.
         screen: Arithmetic of the products, "float32" or "int8"; it does not change the result.
-        largest_error: Largest distance met among the pairs that were scored exactly.
+        largest_error: Largest distance met of a product from a better one: of int8 from float32,
+            and of float32 from the exact score.
         scored: Impostor pairs that were scored exactly.
         passes: Passes over all pairs; more than one if a bracket missed its threshold.
     """
@@ -117,7 +118,7 @@ def all_pairs(
     identities: Numbers,
     fars: float | Iterable[float],
     *,
-    block: int = 4096,
+    block: int = 8192,
     keep: int = 0,
 ) -> AllPairs:
     """Return the true accept rate at each false accept rate over all pairs of different images.
@@ -130,7 +131,7 @@ def all_pairs(
         embeddings: (N, d) of any norm. A tensor on a GPU is processed there, in full float32.
         identities: (N,) integers or strings.
         fars: Targets in (0, 1].
-        block: Rows of a tile; it has an eighth as many columns. On a GPU, more keep it busier.
+        block: Rows of a tile; it has a sixteenth as many columns. On a GPU, more keep it busier.
         keep: List at least this many of the highest impostor pairs, such as 6 times the number of
             false matches for a bootstrap (`bench.metrics.intervals.tar_statistic`).
 
@@ -185,13 +186,14 @@ def _search(
 ) -> Certificate:
     """Run passes over all impostor pairs until every band holds its order statistic."""
     passes, scored, largest_error, sigmas = 0, 0, 0.0, _SIGMAS
-    with full_float32(), _threads_of_our_own() as cores:
-        sample, screen = _prepare(population, genuine, bands, block)
+    with full_float32(), _threads_of_our_own() as available:
+        cores = available if population.on_host else 1
+        sample, screen = _prepare(population, genuine, bands, block, cores)
         missing = bands
         while missing:
             for band in missing:
                 band.place(*sample.bracket(band.rank, sigmas))
-            for catches in _scan(screen, missing, population, cores if population.on_host else 1):
+            for catches in _scan(screen, missing, population, cores):
                 for band, catch in zip(missing, catches, strict=True):
                     band.take(catch)
                     scored += catch.scored
@@ -223,42 +225,45 @@ def _scan(
         tile = screen.tile(*block, workspaces.mine)
         return [band.scan(tile, population) for band in bands]
 
-    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
-    try:
+    with on_cores(cores) as pool:
         yield from pool.map(scan, screen.blocks())
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 def _prepare(
-    population: Population, genuine: Pairs, bands: Sequence[Band], block: int
+    population: Population, genuine: Pairs, bands: Sequence[Band], block: int, cores: int
 ) -> tuple[Sample, Screen]:
     units = population.units()
-    sample = Sample(population, units)
+    sample = Sample(population, units, cores)
     brackets = [sample.bracket(band.rank, _SIGMAS) for band in bands]
     chosen: type[Screen] = Float32Screen
     if population.on_host and population.impostors >= _WORTH_A_TRIAL:
         chosen = _fastest_screen(population, units, sample, brackets)
-    return sample, chosen(units, (genuine.left, genuine.right), block, -(-block // 8))
+    return sample, chosen(units, (genuine.left, genuine.right), block, -(-block // 16))
 
 
 def _fastest_screen(
     population: Population, units: Tensor, sample: Sample, brackets: Sequence[tuple[float, float]]
 ) -> type[Screen]:
-    """Return the screen whose products and exact scores of doubtful pairs take the least time."""
+    """Return the screen that leads to the same exact scores in the least time.
+
+    That is the time of its products, and of the float32 ones of pairs that int8 leaves in doubt.
+    """
     if not int8_products_are_exact(_TRIAL, units.shape[1]):
         return Float32Screen
     places = np.linspace(0, population.count - 1, _TRIAL, dtype=np.int32)
     nobody = np.empty(0, np.int32)
-    per_score = _seconds(partial(population.scores, places, places[::-1])) / _TRIAL
+    vectors = units[torch.from_numpy(places)]
+    rows = np.arange(_TRIAL)
+    finer = partial(row_products, vectors.numpy(), rows, rows[::-1], np.float32)
+    per_finer = _seconds(finer) / _TRIAL
     seconds_per_pair = {}
     for screen in (Float32Screen, Int8Screen):
-        trial = screen(units[torch.from_numpy(places)], (nobody, nobody), _TRIAL, _TRIAL)
+        trial = screen(vectors, (nobody, nobody), _TRIAL, _TRIAL)
         block = slice(0, _TRIAL), slice(0, _TRIAL), trial.workspace()
         error = trial.tile(*block).error.max()
         doubtful = sum(sample.share(low - error, high + error) for low, high in brackets)
         per_product = _seconds(partial(trial.tile, *block)) / _TRIAL**2
-        seconds_per_pair[screen] = per_product + doubtful * per_score
+        seconds_per_pair[screen] = per_product + doubtful * per_finer * (screen is Int8Screen)
     return min(seconds_per_pair, key=seconds_per_pair.__getitem__)
 
 

@@ -21,7 +21,8 @@ Booleans: TypeAlias = npt.NDArray[np.bool_]
 # Cosines closer than this are ties: equal embeddings may differ by the rounding of their products.
 TIE = 2.0**-40
 
-_PAIRS_PER_CHUNK = 256  # four buffers that about fit a core's cache at 512 dimensions
+# More would not fit a core's cache; with fewer, threads wait for Python's lock.
+_PAIRS_PER_CHUNK = 512
 
 
 def to_numpy(values: Numbers) -> npt.NDArray[np.generic]:
@@ -117,8 +118,13 @@ def unit_rows(values: Numbers, name: str, *, missing: bool = False) -> Doubles:
     return rows
 
 
-def row_products(rows: Floats, left: Integers, right: Integers) -> Doubles:
-    """Return the float64 inner product of each pair of rows: (pairs,).
+def row_products(
+    rows: Floats,
+    left: npt.NDArray[np.signedinteger],
+    right: npt.NDArray[np.signedinteger],
+    dtype: type[np.floating] = np.float64,
+) -> Floats:
+    """Return the inner product of each pair of rows: (pairs,).
 
     Each depends on its two rows alone, to the last bit, not on the pairs beside it.
 
@@ -126,17 +132,19 @@ def row_products(rows: Floats, left: Integers, right: Integers) -> Doubles:
         rows: (N, d).
         left: (pairs,) row numbers, in range.
         right: (pairs,) row numbers, in range.
+        dtype: In which to multiply and add.
     """
-    products = np.empty(len(left))
+    products = np.empty(len(left), dtype)
     size = min(len(left), _PAIRS_PER_CHUNK)
     picked = np.empty((2, size, rows.shape[1]), rows.dtype)
-    exact = np.empty(picked.shape)
+    cast = picked if rows.dtype == dtype else np.empty(picked.shape, dtype)
     for start in range(0, len(left), _PAIRS_PER_CHUNK):
         span = slice(start, min(start + _PAIRS_PER_CHUNK, len(left)))
         count = span.stop - start
         # mode="clip" lets NumPy write straight into `out`.
         np.take(rows, left[span], axis=0, out=picked[0, :count], mode="clip")
         np.take(rows, right[span], axis=0, out=picked[1, :count], mode="clip")
-        np.copyto(exact, picked)
-        np.vecdot(exact[0, :count], exact[1, :count], out=products[span])
+        if cast is not picked:
+            np.copyto(cast, picked)
+        np.vecdot(cast[0, :count], cast[1, :count], out=products[span])
     return products

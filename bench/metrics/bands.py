@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,8 @@ import torch
 from bench.metrics.screening import count, without
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from torch import Tensor
 
     from bench.metrics.arrays import Booleans, Doubles, Floats, Integers
@@ -58,7 +62,7 @@ class Catch:
         above: Pairs above the band.
         pairs: Pairs in the band.
         scored: Pairs that were scored exactly.
-        largest_error: Largest distance among those of the tile's product from the exact score.
+        largest_error: Largest distance of a product from a better one.
     """
 
     above: int
@@ -96,9 +100,10 @@ class Sample:
     Args:
         population: Whose impostor pairs.
         units: Its float32 unit vectors.
+        cores: How many of them to use.
     """
 
-    def __init__(self, population: Population, units: Tensor) -> None:
+    def __init__(self, population: Population, units: Tensor, cores: int) -> None:
         self._impostors = population.impostors
         self._ascending = np.empty(0, np.float32)
         groups = population.count // _GROUP
@@ -110,14 +115,18 @@ class Sample:
         members = shuffled.reshape(groups, _GROUP)
         person = population.person[population.order].astype(np.int32)
         self._by_group = np.empty((shifts, groups, _GROUP**2), np.float32)
-        for shift in range(shifts):
-            others = np.roll(members, shift + 1, axis=0)
-            for start in range(0, groups, _GROUPS_AT_ONCE):
-                chunk = slice(start, start + _GROUPS_AT_ONCE)
-                self._by_group[shift, chunk] = _group_scores(
-                    units, person, members[chunk], others[chunk]
-                )
-        scores = np.sort(self._by_group, axis=None)
+
+        def compare(chunk: slice) -> Floats:
+            for shift in range(shifts):
+                others = np.roll(members, shift + 1, axis=0)[chunk]
+                scores = _group_scores(units, person, members[chunk], others)
+                self._by_group[shift, chunk] = scores
+            return np.sort(self._by_group[:, chunk], axis=None)
+
+        starts = range(0, groups, _GROUPS_AT_ONCE)
+        with on_cores(cores) as pool:
+            runs = pool.map(compare, [slice(start, start + _GROUPS_AT_ONCE) for start in starts])
+            scores = np.sort(np.concatenate(list(runs)), kind="stable")  # merges sorted runs
         self._ascending = scores[np.searchsorted(scores, -np.inf, side="right") :]
 
     def bracket(self, rank: int, sigmas: float) -> tuple[float, float]:
@@ -238,6 +247,8 @@ class TopBand(Band):
         return self._best[: self.order_statistic(self.rank)[1]]
 
     def _sort(self) -> None:
+        if not self._parts:
+            return
         pairs = _join([self._best, *self._parts])
         pairs = pairs[pairs.scores > self.low]  # it may have risen since they were caught
         self._best = pairs[np.argsort(-pairs.scores)]
@@ -281,6 +292,8 @@ class MiddleBand(Band):
         return float(self._values[::-1][place]), int(reached[place - 1]) if place else self._above
 
     def _merge(self) -> None:
+        if not self._parts:
+            return
         scores = np.concatenate([self._values, *self._parts])
         counts = np.concatenate([self._counts, np.ones(self._pending, np.int64)])
         self._values, place = np.unique(scores, return_inverse=True)
@@ -294,19 +307,22 @@ def _catch(
     """Score the pairs under a mask exactly and sort them into above, inside and below.
 
     Raises:
-        ArithmeticError: A product is further from the exact score than its bound.
+        ArithmeticError: A product is further from a better one than its bound.
     """
-    left, right, products, bounds = tile.pick(mask)
-    pairs = Pairs(left, right, population.scores(left, right))
-    errors = np.abs(products - pairs.scores)
-    if (errors > bounds).any():
-        raise ArithmeticError("matrix products on this machine break the error bound of their type")
+    found = tile.pick(mask)
+    finer = tile.refined(found)
+    largest_error = 0.0
+    if finer is not None:
+        largest_error = found.distance(finer.values, finer.errors)
+        found = finer.possibly_above(band.low)
+    pairs = Pairs(found.left, found.right, population.scores(found.left, found.right))
+    largest_error = max(largest_error, found.distance(pairs.scores))
     above = pairs.scores > band.high
     return Catch(
         above=surely_above + int(np.count_nonzero(above)),
         pairs=pairs[(pairs.scores > band.low) & ~above],
         scored=len(pairs),
-        largest_error=float(errors.max(initial=0)),
+        largest_error=largest_error,
     )
 
 
@@ -316,6 +332,16 @@ def _join(parts: list[Pairs]) -> Pairs:
         np.concatenate([part.right for part in parts]),
         np.concatenate([part.scores for part in parts]),
     )
+
+
+@contextmanager
+def on_cores(cores: int) -> Iterator[ThreadPoolExecutor]:
+    """Give a pool whose threads use one core each; what was not begun is dropped at the end."""
+    pool = ThreadPoolExecutor(cores, initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        yield pool
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _group_scores(units: Tensor, person: Rows, left: Integers, right: Integers) -> Floats:

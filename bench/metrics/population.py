@@ -13,6 +13,7 @@ from bench.errors import MetricError
 from bench.metrics.arrays import (
     TIE,
     Doubles,
+    Floats,
     Integers,
     Numbers,
     as_floats,
@@ -108,7 +109,7 @@ class Population:
             raise MetricError(f"row {row} of embeddings is zero or not finite: it has no direction")
         return lengths
 
-    def _products(self, left: Integers, right: Integers) -> Doubles:
+    def _products(self, left: Integers, right: Integers) -> Floats:
         """Return the float64 inner products of pairs of the caller's rows."""
         if self.on_host:
             return row_products(self._embeddings.numpy(), left, right)

@@ -6,6 +6,7 @@ pairs are accepted or dismissed for certain and only the few in between need an 
 - float32: a sum of d products of unit vectors, in any order, is off by less than (d + 8) 2**-24.
 - int8: x = a q + r and y = b p + t with int8 codes q and p. The product a b (q . p) is exact in
   int32 and, by Cauchy-Schwarz, off by at most |r| + |t| + |r| |t|; the residuals are measured.
+  Pairs that this leaves in doubt are multiplied in float32 first.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from bench.metrics.arrays import row_products
 from bench.metrics.population import on_host
 
 if TYPE_CHECKING:
@@ -25,11 +27,46 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from bench.metrics.arrays import Doubles, Integers
+    from bench.metrics.arrays import Doubles, Floats, Integers
     from bench.metrics.population import Rows
 
 _LARGEST_CODE = 127
 _VECTORS_PER_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Products:
+    """Some pairs of places with what is known of their cosines.
+
+    Attributes:
+        left: (pairs,) place of one embedding.
+        right: (pairs,) place of the other.
+        values: (pairs,) products.
+        errors: (pairs,) bound on the distance of each from the exact cosine.
+    """
+
+    left: Rows
+    right: Rows
+    values: Floats
+    errors: Doubles
+
+    def possibly_above(self, level: float) -> Products:
+        """Return the pairs that hold all with a cosine above `level`."""
+        possible = self.values > level - self.errors
+        return Products(
+            self.left[possible], self.right[possible], self.values[possible], self.errors[possible]
+        )
+
+    def distance(self, better: Floats, errors: Doubles | float = 0.0) -> float:
+        """Return the largest distance from better products, themselves off by at most `errors`.
+
+        Raises:
+            ArithmeticError: One is further off than its bound.
+        """
+        distances = np.abs(self.values - better)
+        if (distances > self.errors + errors).any():
+            raise ArithmeticError("products on this machine break the error bound of their type")
+        return float(distances.max(initial=0))
 
 
 @dataclass(frozen=True)
@@ -44,6 +81,7 @@ class Tile:
         column_unit: (columns,).
         error: (rows,) bound on the distance of a row's products from the exact cosines.
         masks: Two buffers of the shape of `values`.
+        units: (N, d) float32 unit vectors by place.
     """
 
     values: Tensor
@@ -53,6 +91,7 @@ class Tile:
     column_unit: Doubles
     error: Doubles
     masks: Tensor
+    units: Tensor
 
     def possibly_above(self, level: float) -> Tensor:
         """Return a mask of pairs that holds all with a cosine above `level`."""
@@ -72,8 +111,8 @@ class Tile:
             return self._above(np.nextafter(limits.astype(np.float32), np.float32(np.inf)), 1)
         return self._above(_as_int32(np.ceil(limits)), 1)
 
-    def pick(self, mask: Tensor) -> tuple[Rows, Rows, Doubles, Doubles]:
-        """Return both places, the product and its error bound of each pair under a mask."""
+    def pick(self, mask: Tensor) -> Products:
+        """Return the pairs under a mask."""
         if on_host(mask):
             chosen = np.flatnonzero(mask.numpy())
             values = self.values.numpy().ravel()[chosen]
@@ -83,12 +122,21 @@ class Tile:
             values = self.values.flatten()[on_device].cpu().numpy()
         rows = chosen // mask.shape[1]
         columns = chosen - rows * mask.shape[1]
-        return (
+        return Products(
             (rows + self.first_row).astype(np.int32),
             (columns + self.first_column).astype(np.int32),
             values * self.row_unit[rows] * self.column_unit[columns],
             self.error[rows],
         )
+
+    def refined(self, coarse: Products) -> Products | None:
+        """Return pairs with float32 products, or None if they have them already."""
+        if self.values.is_floating_point():
+            return None
+        units = self.units.numpy()
+        values = row_products(units, coarse.left, coarse.right, np.float32)
+        error = np.full(len(values), float32_error(units.shape[1]))
+        return Products(coarse.left, coarse.right, values, error)
 
     def _above(self, limits: npt.NDArray[np.generic], buffer: int) -> Tensor:
         out = self.masks[buffer]
@@ -140,6 +188,7 @@ class Screen(ABC):
     lowest: ClassVar[float]
 
     def __init__(self, units: Tensor, genuine: tuple[Rows, Rows], rows: int, columns: int) -> None:
+        self._units = units
         self._count = len(units)
         self._device = units.device
         self._rows, self._columns = rows, columns
@@ -181,6 +230,7 @@ class Screen(ABC):
             self._unit(columns),
             self._error(rows, columns),
             space.masks[:, :size].view(2, *shape),
+            self._units,
         )
 
     @abstractmethod
@@ -202,10 +252,6 @@ class Float32Screen(Screen):
     name = "float32"
     dtype = torch.float32
     lowest = -np.inf
-
-    def __init__(self, units: Tensor, genuine: tuple[Rows, Rows], rows: int, columns: int) -> None:
-        super().__init__(units, genuine, rows, columns)
-        self._units = units
 
     def _multiply(self, rows: slice, columns: slice, out: Tensor) -> None:
         torch.mm(self._units[rows], self._units[columns].T, out=out)

@@ -281,15 +281,24 @@ class TestScreens:
             )
             counts = tile.values.numpy().ravel() > screen.lowest
             seen += np.count_nonzero(counts)
-            left, right, products, errors = (part[counts] for part in everything)
-            exact = crowd.scores(left, right)
-            assert (np.abs(products - exact) <= errors).all()
+            exact = crowd.scores(everything.left[counts], everything.right[counts])
+            for products in (everything, tile.refined(everything) or everything):
+                errors = np.abs(products.values[counts] - exact)
+                assert (errors <= products.errors[counts]).all()
             for level in (-0.3, 0.0, 0.2, 0.99):
                 possibly = tile.possibly_above(level).numpy().ravel()[counts]
                 surely = tile.surely_above(level).numpy().ravel()[counts]
                 assert possibly[exact > level].all()
                 assert (exact[surely] > level).all()
                 assert (possibly >= surely).all()
+                finer = (tile.refined(everything) or everything).possibly_above(level)
+                assert (
+                    np.count_nonzero(exact > level)
+                    <= np.isin(
+                        everything.left[counts] * 300 + everything.right[counts],
+                        finer.left * 300 + finer.right,
+                    ).sum()
+                )
         assert seen == crowd.impostors
 
     def test_a_product_that_breaks_its_bound_is_noticed(self, monkeypatch):
