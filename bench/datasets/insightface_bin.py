@@ -4,30 +4,27 @@ A file is `pickle.dump((bins, issame_list))`: 2P encoded images, pair p being im
 and P booleans (deepinsight/insightface, `recognition/arcface_torch/eval/verification.py`,
 `load_bin`).
 
-A pickle is a program, and running one from somebody else hands over the machine. Here it is read
-as data. A small machine follows only the instructions that writing lists of byte strings takes, in
-protocols 0 to 5 of Python 2 and 3. It keeps where a byte string lies instead of its content, notes
-names and calls (`_codecs.encode`, numpy's array constructors) as records to be recognised later,
-and imports and calls nothing. Its memory follows the number of images, not what the file claims.
+The pickle is read as data (`bench.datasets.pickle_machine`): of names it may hold
+`_codecs.encode`, with which old protocols carry bytes, and numpy's array constructors. What was
+noted is recognised as images and flags; nothing is imported or called.
 
 `convert` writes the same pairs as a tar of images and a CSV, after which no pickle is needed.
 """
 
 from __future__ import annotations
 
-import codecs
 import csv
 import io
 import re
-import struct
 import tarfile
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, NamedTuple
+from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
 from bench.assets import file_sha256
 from bench.datasets.images import decode, reading, writing
+from bench.datasets.pickle_machine import WIDTH, Call, Machine, Span, shown
 from bench.errors import DataError
 
 if TYPE_CHECKING:
@@ -49,71 +46,12 @@ MAX_IMAGE_PIXELS = 1 << 22
 
 _MAGIC = {b"\xff\xd8\xff": "jpg", b"\x89PNG": "png"}
 
-# A pair takes 5 to 30 instructions and two images of 600 bytes or more. What one instruction can
-# make the machine remember is below 200 bytes.
-_FREE_INSTRUCTIONS = 20_000
-_BYTES_PER_INSTRUCTION = 100
-
 _ENCODE = "_codecs.encode"
 _RECONSTRUCT = "numpy._core.multiarray._reconstruct"
 _SCALAR = "numpy._core.multiarray.scalar"
 _FROM_BUFFER = "numpy._core.numeric._frombuffer"
 _DTYPE = "numpy.dtype"
 _NAMES = frozenset({_ENCODE, _RECONSTRUCT, _SCALAR, _FROM_BUFFER, _DTYPE, "numpy.ndarray"})
-
-_RAW = "raw"
-_ESCAPED = "string-escape"
-_UTF8 = "utf-8"
-_UNICODE_ESCAPE = "raw-unicode-escape"
-
-_WIDTH = {_RAW: 1, _ESCAPED: 4, _UTF8: 2, _UNICODE_ESCAPE: 6}
-"""Most characters that a byte takes in each way of writing it."""
-
-_MAX_LINE = max(_WIDTH.values()) * MAX_IMAGE_BYTES + 3
-
-
-class _Span(NamedTuple):
-    """Where a string lies in the file, how it is written there, and whether it is text."""
-
-    offset: int
-    length: int
-    codec: str = _RAW
-    text: bool = False
-
-    def content(self, stream: BinaryIO) -> bytes:
-        """Return the string; text as latin1, the way in which old protocols carry bytes.
-
-        Raises:
-            ValueError: The bytes are not written in the codec.
-        """
-        stream.seek(self.offset)
-        data = stream.read(self.length)
-        if self.codec == _RAW:
-            return data
-        if self.codec == _ESCAPED:
-            return codecs.escape_decode(data)[0]
-        # One character beyond latin1 would make Python's string several times as large.
-        beyond = (
-            data.translate(None, bytes(range(0xC4)))
-            if self.codec == _UTF8
-            else data.count(b"\\") != data.count(b"\\u00")
-        )
-        if beyond:
-            raise ValueError("text beyond latin1")
-        return data.decode(self.codec).encode("latin-1")
-
-
-class _Name(NamedTuple):
-    text: str
-
-
-@dataclass(slots=True)
-class _Call:
-    """A call that the pickle asks for: noted, never made."""
-
-    name: str
-    arguments: tuple[object, ...]
-    state: object = None
 
 
 @dataclass(frozen=True)
@@ -130,7 +68,7 @@ class PairImages:
     path: Path
     same: NDArray[np.bool_]
     folds: NDArray[np.intp]
-    spans: Sequence[_Span]
+    spans: Sequence[Span]
 
     def __len__(self) -> int:
         return len(self.same)
@@ -176,7 +114,7 @@ def read_bin(path: Path, *, allow_numpy: bool = False) -> PairImages:
             suffix).
     """
     with reading(path) as stream:
-        root = _Machine(stream, path).run()
+        root = Machine(stream, path, _NAMES, MAX_IMAGE_BYTES).run()
         spans, same = _Reader(stream, path, allow_numpy).pairs(root)
     expected = PAIRS.get(path.stem, len(same))
     if len(same) != expected:
@@ -196,218 +134,6 @@ def contiguous_folds(pairs: int) -> NDArray[np.intp]:
     return np.repeat(np.arange(FOLDS), sizes)
 
 
-_STRINGS = {
-    b"U": ("<B", _RAW, False),
-    b"T": ("<i", _RAW, False),
-    b"C": ("<B", _RAW, False),
-    b"B": ("<I", _RAW, False),
-    b"\x8e": ("<Q", _RAW, False),
-    b"\x96": ("<Q", _RAW, False),
-    b"\x8c": ("<B", _UTF8, True),
-    b"X": ("<I", _UTF8, True),
-    b"\x8d": ("<Q", _UTF8, True),
-}
-_NUMBERS = {b"K": "<B", b"M": "<H", b"J": "<i"}
-_CONSTANTS = {b"N": None, b"\x88": True, b"\x89": False, b")": ()}
-_TUPLES = {b"\x85": 1, b"\x86": 2, b"\x87": 3}
-
-
-class _Machine:
-    """Follows the instructions of a pickle that build lists, tuples and strings; refuses others."""
-
-    def __init__(self, stream: BinaryIO, path: Path) -> None:
-        self._stream = stream
-        self._path = path
-        self._size = stream.seek(0, io.SEEK_END)
-        self._stack: list[object] = []
-        self._marks: list[int] = []
-        self._memo: dict[int, object] = {}
-        stream.seek(0)
-
-    def run(self) -> object:
-        """Return what the pickle builds: spans, names, calls, constants, lists and tuples."""
-        limit = _FREE_INSTRUCTIONS + self._size // _BYTES_PER_INSTRUCTION
-        for _ in range(limit):
-            code = self._take(1)
-            if code == b".":
-                return self._pop()
-            self._step(code)
-        raise self._error(
-            f"has more than the {limit} instructions that images of its size account for"
-        )
-
-    def _step(self, code: bytes) -> None:
-        if code in _STRINGS:
-            layout, codec, text = _STRINGS[code]
-            self._push_span(self._number(layout), codec, text)
-        elif code in _NUMBERS:
-            self._stack.append(self._number(_NUMBERS[code]))
-        elif code in _CONSTANTS:
-            self._stack.append(_CONSTANTS[code])
-        elif code in _TUPLES:
-            self._stack.append(tuple([self._pop() for _ in range(_TUPLES[code])][::-1]))
-        else:
-            self._step_otherwise(code)
-
-    def _step_otherwise(self, code: bytes) -> None:
-        match code:
-            case b"(":
-                self._marks.append(len(self._stack))
-            case b"]":
-                self._stack.append([])
-            case b"l":
-                self._stack.append(self._pop_to_mark())
-            case b"t":
-                self._stack.append(tuple(self._pop_to_mark()))
-            case b"a":
-                self._extend([self._pop()])
-            case b"e":
-                self._extend(self._pop_to_mark())
-            case b"c":
-                self._push_name(self._line(), self._line())
-            case b"\x93":
-                attribute, module = self._short_string(), self._short_string()
-                self._push_name(module, attribute)
-            case b"R":
-                self._call()
-            case b"b":
-                self._build()
-            case b"S":
-                self._push_quoted()
-            case b"V":
-                self._push_escaped()
-            case b"I" | b"L":
-                self._stack.append(self._decimal())
-            case b"p":
-                self._remember(self._decimal())
-            case b"q":
-                self._remember(self._number("<B"))
-            case b"r":
-                self._remember(self._number("<I"))
-            case b"\x94":
-                self._remember(len(self._memo))
-            case b"g":
-                self._recall(self._decimal())
-            case b"h":
-                self._recall(self._number("<B"))
-            case b"j":
-                self._recall(self._number("<I"))
-            case b"\x80":
-                self._take(1)  # the protocol's number: the instructions speak for themselves
-            case b"\x95":
-                self._take(8)  # the length of a frame: a hint for buffering
-            case _:
-                raise self._error(
-                    f"has the instruction '{_shown(code)}' that no list of images needs"
-                )
-
-    def _error(self, problem: str) -> DataError:
-        return DataError(
-            f"{self._path} {problem} (byte {self._stream.tell()}), and nothing in it was run: "
-            "get a complete file from a source that you trust."
-        )
-
-    def _take(self, count: int) -> bytes:
-        data = self._stream.read(count)
-        if len(data) < count:
-            raise self._error("ends in the middle of a pickle")
-        return data
-
-    def _number(self, layout: str) -> int:
-        value: int = struct.unpack(layout, self._take(struct.calcsize(layout)))[0]
-        return value
-
-    def _line(self) -> bytes:
-        line = self._stream.readline(_MAX_LINE)
-        if not line.endswith(b"\n"):
-            raise self._error("has a line without an end")
-        return line[:-1]
-
-    def _decimal(self) -> int:
-        line = self._line()
-        if line in (b"00", b"01"):  # how protocols 0 and 1 write False and True
-            return line == b"01"
-        if not re.fullmatch(rb"-?[0-9]{1,18}L?", line):
-            raise self._error(f"has '{_shown(line)}' where a number belongs")
-        return int(line.removesuffix(b"L"))
-
-    def _pop(self) -> object:
-        if len(self._stack) <= (self._marks[-1] if self._marks else 0):
-            raise self._error("takes more from its stack than it put there")
-        return self._stack.pop()
-
-    def _pop_to_mark(self) -> list[object]:
-        if not self._marks:
-            raise self._error("takes more from its stack than it put there")
-        start = self._marks.pop()
-        items = self._stack[start:]
-        del self._stack[start:]
-        return items
-
-    def _push_span(self, length: int, codec: str, text: bool) -> None:
-        offset = self._stream.tell()
-        if not 0 <= length <= self._size - offset:
-            raise self._error(f"promises {length} bytes where {self._size - offset} are left")
-        self._stream.seek(length, io.SEEK_CUR)
-        self._stack.append(_Span(offset, length, codec, text))
-
-    def _push_quoted(self) -> None:
-        offset, line = self._stream.tell(), self._line()
-        if len(line) < 2 or line[:1] not in b"'\"" or line[:1] != line[-1:]:
-            raise self._error("has a string without its quotes")
-        self._stack.append(_Span(offset + 1, len(line) - 2, _ESCAPED))
-
-    def _push_escaped(self) -> None:
-        offset, line = self._stream.tell(), self._line()
-        self._stack.append(_Span(offset, len(line), _UNICODE_ESCAPE, text=True))
-
-    def _push_name(self, module: bytes, attribute: bytes) -> None:
-        name = f"{_shown(module)}.{_shown(attribute)}".replace("numpy.core.", "numpy._core.")
-        if name not in _NAMES:
-            raise self._error(f"asks for {name}, which no list of images needs")
-        self._stack.append(_Name(name))
-
-    def _short_string(self) -> bytes:
-        node, position = self._pop(), self._stream.tell()
-        if not isinstance(node, _Span) or node.length > 100:
-            raise self._error("asks for something without a name")
-        try:
-            return node.content(self._stream)
-        except ValueError as error:
-            raise self._error("asks for something without a name") from error
-        finally:
-            self._stream.seek(position)
-
-    def _extend(self, items: list[object]) -> None:
-        target = self._pop()
-        if not isinstance(target, list):
-            raise self._error("appends to something that is not a list")
-        target.extend(items)
-        self._stack.append(target)
-
-    def _call(self) -> None:
-        arguments, name = self._pop(), self._pop()
-        if not isinstance(name, _Name) or not isinstance(arguments, tuple):
-            raise self._error("calls something without a name")
-        self._stack.append(_Call(name.text, arguments))
-
-    def _build(self) -> None:
-        state, target = self._pop(), self._pop()
-        if not isinstance(target, _Call):
-            raise self._error("gives a state to something that was not called")
-        target.state = state
-        self._stack.append(target)
-
-    def _remember(self, index: int) -> None:
-        self._memo[index] = self._pop()
-        self._stack.append(self._memo[index])
-
-    def _recall(self, index: int) -> None:
-        if index not in self._memo:
-            raise self._error(f"recalls number {index} that it never remembered")
-        self._stack.append(self._memo[index])
-
-
 class _Reader:
     """Recognises images and flags in what the machine noted; never looks deeper than it has to."""
 
@@ -416,7 +142,7 @@ class _Reader:
         self._path = path
         self._allow_numpy = allow_numpy
 
-    def pairs(self, root: object) -> tuple[list[_Span], NDArray[np.bool_]]:
+    def pairs(self, root: object) -> tuple[list[Span], NDArray[np.bool_]]:
         """Return where the images are, and the flags."""
         if not isinstance(root, tuple) or len(root) != 2:
             raise self._error("does not hold a list of images and a list of flags")
@@ -434,14 +160,12 @@ class _Reader:
     def _error(self, problem: str) -> DataError:
         return DataError(f"{self._path} {problem}: check that it is a complete set of image pairs.")
 
-    def _image(self, node: object, index: int) -> _Span:
+    def _image(self, node: object, index: int) -> Span:
         span = self._bytes(node)
         if span is None and (array := self._array(node)) is not None:
             dtype, span = array
             if dtype != b"u1":
-                raise self._error(
-                    f"has numbers of type {_shown(dtype)} where image {index} belongs"
-                )
+                raise self._error(f"has numbers of type {shown(dtype)} where image {index} belongs")
         if span is None:
             raise self._error(f"has something else than bytes where image {index} belongs")
         _image_bytes(self._stream, span, f"{self._path}, image {index}")
@@ -472,24 +196,24 @@ class _Reader:
             raise self._error(f"has bytes other than 0 and 1 for {what}")
         return data
 
-    def _bytes(self, node: object) -> _Span | None:
+    def _bytes(self, node: object) -> Span | None:
         """Return the span of a byte string: as it is, or as latin1 text that is to be encoded."""
-        if isinstance(node, _Span) and not node.text:
+        if isinstance(node, Span) and not node.text:
             return node
-        if isinstance(node, _Call) and node.name == _ENCODE and len(node.arguments) == 2:
+        if isinstance(node, Call) and node.name == _ENCODE and len(node.arguments) == 2:
             text, encoding = node.arguments
-            if isinstance(text, _Span) and text.text and self._string(encoding) == b"latin1":
+            if isinstance(text, Span) and text.text and self._string(encoding) == b"latin1":
                 return text._replace(text=False)
         return None
 
-    def _array(self, node: object) -> tuple[bytes, _Span] | None:
+    def _array(self, node: object) -> tuple[bytes, Span] | None:
         """Return the type code and the span of a numpy array or scalar."""
         match node:
-            case _Call(name=name, state=(_, _, kind, _, data)) if name == _RECONSTRUCT:
+            case Call(name=name, state=(_, _, kind, _, data)) if name == _RECONSTRUCT:
                 pass
-            case _Call(name=name, arguments=(data, kind, _, _)) if name == _FROM_BUFFER:
+            case Call(name=name, arguments=(data, kind, _, _)) if name == _FROM_BUFFER:
                 pass
-            case _Call(name=name, arguments=(kind, data)) if name == _SCALAR:
+            case Call(name=name, arguments=(kind, data)) if name == _SCALAR:
                 pass
             case _:
                 return None
@@ -502,26 +226,26 @@ class _Reader:
 
     def _type(self, node: object) -> bytes:
         match node:
-            case _Call(name=name, arguments=(code, *_)) if name == _DTYPE:
+            case Call(name=name, arguments=(code, *_)) if name == _DTYPE:
                 return self._string(code)
             case _:
                 return b""
 
     def _string(self, node: object) -> bytes:
         """Return a short string, or nothing if that is not what the node is."""
-        return self._content(node) if isinstance(node, _Span) and node.length < 20 else b""
+        return self._content(node) if isinstance(node, Span) and node.length < 20 else b""
 
-    def _content(self, span: _Span) -> bytes:
+    def _content(self, span: Span) -> bytes:
         try:
             return span.content(self._stream)
         except ValueError as error:
             raise self._error(f"has a damaged string at byte {span.offset} ({error})") from error
 
 
-def _image_bytes(stream: BinaryIO, span: _Span, where: str) -> bytes:
+def _image_bytes(stream: BinaryIO, span: Span, where: str) -> bytes:
     """Return an encoded image after checking that it is one, as far as its first bytes tell."""
     try:
-        small = span.length <= _WIDTH[span.codec] * MAX_IMAGE_BYTES
+        small = span.length <= WIDTH[span.codec] * MAX_IMAGE_BYTES
         data = span.content(stream) if small else b""
     except ValueError as error:
         raise DataError(f"{where} is damaged ({error}): get a complete file.") from error
@@ -531,11 +255,6 @@ def _image_bytes(stream: BinaryIO, span: _Span, where: str) -> bytes:
             "check that the file is a complete set of image pairs."
         )
     return data
-
-
-def _shown(data: bytes) -> str:
-    """Return bytes for a message: printable and short."""
-    return data[:60].decode("ascii", "backslashreplace")
 
 
 _TAR = "images.tar"
@@ -630,7 +349,7 @@ def open_converted(folder: Path) -> PairImages:
     )
 
 
-def _is_row(fields: list[str], spans: dict[str, _Span]) -> bool:
+def _is_row(fields: list[str], spans: dict[str, Span]) -> bool:
     return (
         len(fields) == len(_FIELDS)
         and fields[0] in spans
@@ -652,9 +371,9 @@ def _verify(folder: Path) -> None:
             )
 
 
-def _tar_spans(path: Path) -> dict[str, _Span]:
+def _tar_spans(path: Path) -> dict[str, Span]:
     """Return where every image lies in a tar of regular files with short names."""
-    spans: dict[str, _Span] = {}
+    spans: dict[str, Span] = {}
     with reading(path) as stream:
         while (header := stream.read(tarfile.BLOCKSIZE)).strip(b"\0"):
             try:
@@ -663,6 +382,6 @@ def _tar_spans(path: Path) -> dict[str, _Span]:
                 raise DataError(f"{path} is not a tar ({error}): convert the set again.") from error
             if not member.isreg() or not 0 <= member.size <= MAX_IMAGE_BYTES:
                 raise DataError(f"{path} has something else than images: convert the set again.")
-            spans[member.name] = _Span(stream.tell(), member.size)
+            spans[member.name] = Span(stream.tell(), member.size)
             stream.seek(-(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE, io.SEEK_CUR)
     return spans
