@@ -227,3 +227,18 @@ def test_auto_is_the_best_precision_of_the_processor() -> None:
 def test_an_unknown_precision_is_refused() -> None:
     with pytest.raises(UserError, match="precision 'float8' of sface is unknown: use auto"):
         SFace(precision="float8")
+
+
+def test_embeddings_of_a_batch_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    recognizer, calls = sface(), []
+    whole = recognizer.embed
+    monkeypatch.setattr(recognizer, "embed", lambda x: calls.append(len(x)) or whole(x))
+    images = torch.rand(33, 3, 112, 112, generator=torch.Generator().manual_seed(3))
+    first = recognizer.leaking(Leak.TEMPLATE, images)
+    again = recognizer.leaking(Leak.TEMPLATE, images)
+    assert torch.equal(first, again)
+    assert calls == [32, 1]
+    again.zero_()  # what a caller does with its copy is its own affair
+    assert torch.equal(first, recognizer.leaking(Leak.TEMPLATE, images))
+    recognizer.leaking(Leak.TEMPLATE, images[5:6])
+    assert calls == [32, 1, 1]
