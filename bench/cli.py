@@ -277,6 +277,51 @@ def check_data(
         raise typer.Exit(1)
 
 
+store_app = typer.Typer(no_args_is_help=True, help="Look after the artifacts that runs share.")
+app.add_typer(store_app, name="store")
+
+StoreFolder = Annotated[
+    Path | None, typer.Option("--store", help="Folder of the store [default: user cache].")
+]
+
+
+@store_app.command("ls")
+def list_store(store: StoreFolder = None) -> None:
+    """Show how many artifacts there are of each stage, and their size."""
+    from bench import upkeep
+    from bench.store import Store, default_root
+
+    typer.echo(upkeep.listing(Store(store or default_root())))
+
+
+@store_app.command("verify")
+def verify_store(store: StoreFolder = None) -> None:
+    """Check every artifact against its sha256; exit with 1 if one is damaged."""
+    from bench import upkeep
+    from bench.store import Store, default_root
+
+    damaged = upkeep.damage(Store(store or default_root()))
+    for line in damaged:
+        typer.echo(line)
+    if damaged:
+        typer.echo("The next run that needs them makes them again.", err=True)
+        raise typer.Exit(1)
+
+
+@store_app.command("gc")
+def collect_store(
+    keep: Annotated[
+        list[Path], typer.Option(metavar="RUN", help="The --out folder of a run; repeatable.")
+    ],
+    store: StoreFolder = None,
+) -> None:
+    """Delete what these runs do not need to be repeated without computing. No run may be going."""
+    from bench import upkeep
+    from bench.store import Store, default_root
+
+    typer.echo(upkeep.collect(Store(store or default_root()), keep))
+
+
 def _load(plugins: list[Path] | None) -> None:
     from bench.registry import load_plugin
 

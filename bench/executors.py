@@ -14,7 +14,7 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -29,8 +29,10 @@ from bench.store import Store, StoreError
 from bench.world import Progress
 
 ALLOWANCE = 120.0
-"""Seconds beyond the time limits of its steps after which a silent worker is killed: it starts,
-and reads what the steps share. A step that can be interrupted ends at its own limit."""
+"""Seconds beyond the time limit in which a worker must start and read what its job needs."""
+
+GRACE = 10.0
+"""Seconds beyond the time limit after which a step that cannot be interrupted is killed."""
 
 RAY_RETRIES = 2
 """Times that Ray repeats a task whose worker or machine was lost."""
@@ -173,10 +175,12 @@ class ProcessExecutor(Executor):
         while waiting or any(worker.job for worker in self._workers):
             for worker in self._workers:
                 if worker.job is None and waiting:
-                    worker.give(_fitting(waiting, worker.fitted), self._settings.time_limit)
+                    worker.give(_fitting(waiting, worker.fitted))
+                    worker.wait_for(self._limit(worker.job), ALLOWANCE)
             for worker in self._listen():
                 job, message = worker.job, worker.message()
                 if isinstance(message, str) or job is None:
+                    worker.wait_for(self._limit(job), GRACE)
                     self._say(str(message))
                     continue
                 worker.job = None
@@ -186,17 +190,23 @@ class ProcessExecutor(Executor):
                     case Done():
                         yield message
                     case None:
+                        if worker.overdue:
+                            tried.add(job)
                         again, failures = retried(job, tried, worker.restart())
                         waiting.extend(again)
                         if not again:
                             yield Done(job, failures)
+
+    def _limit(self, job: Job | None) -> float | None:
+        """Return the seconds that a step of a job may take: what all cells share has no limit."""
+        return self._settings.time_limit if job and job.defenses else None
 
     def _listen(self) -> list[_Worker]:
         """Return the workers that have something to say, after killing those that hang."""
         busy = {worker.connection: worker for worker in self._workers if worker.job}
         ready = wait(list(busy), timeout=1.0)
         for worker in busy.values():
-            if time.monotonic() > worker.deadline:
+            if worker.overdue:
                 worker.process.kill()
         return [busy[connection] for connection in ready]  # type: ignore[index]
 
@@ -232,12 +242,21 @@ class _Worker:
             self.process.start()
         theirs.close()
 
-    def give(self, job: Job, time_limit: float | None) -> None:
+    def give(self, job: Job) -> None:
         self.job = job
         self.fitted |= job.defenses
-        allowed = float("inf") if time_limit is None else len(job.steps) * time_limit + ALLOWANCE
-        self.deadline = time.monotonic() + allowed
-        self.connection.send(job)
+        # One that died while it had nothing to do is noticed when its answer is awaited.
+        with suppress(ConnectionError):
+            self.connection.send(job)
+
+    def wait_for(self, time_limit: float | None, more: float) -> None:
+        """Say how long the process may be silent from now on."""
+        self.deadline = time.monotonic() + (time_limit or float("inf")) + more
+
+    @property
+    def overdue(self) -> bool:
+        """Whether the process has been silent for too long."""
+        return time.monotonic() > self.deadline
 
     def message(self) -> str | Done | UserError | None:
         """Return what the process says; None if it has died."""
@@ -249,7 +268,7 @@ class _Worker:
 
     def restart(self) -> str:
         """Start another process in place of one that died; return how that one did."""
-        overdue = time.monotonic() > self.deadline
+        overdue = self.overdue
         self.stop()
         code = self.process.exitcode or 0
         self._start()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from bench import __version__, cli
+from bench.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
     Command = Callable[..., tuple[int, str, str]]
 
@@ -35,7 +38,7 @@ def veilbench(
     return run
 
 
-COMMANDS = ("run", "list", "report", "new", "doctor")
+COMMANDS = ("run", "list", "report", "new", "doctor", "data", "store")
 
 SUITE = """
 name = "broken"
@@ -152,6 +155,30 @@ def test_new_writes_a_plugin_that_list_shows(veilbench: Command, tmp_path: Path)
     code, out, _ = veilbench("list", "defenses", "--plugin", "my_own.py")
     assert code == 0
     assert "  my-own " in out
+
+
+def test_the_store_is_listed_verified_and_collected(veilbench: Command, tmp_path: Path) -> None:
+    store = Store(tmp_path / "store")
+    for seed in (0, 1):
+        store.artifact("records", {"seed": seed}, lambda: ({"x": torch.ones(300)}, {}))
+    where = ["--store", str(store.root)]
+    assert "        2     2.5 kB  records" in veilbench("store", "ls", *where)[1]
+    assert veilbench("store", "verify", *where) == (0, "", "")
+    damaged = next(store.artifacts())
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    code, out, err = veilbench("store", "verify", *where)
+    assert code == 1
+    assert out == f"{damaged}: its sha256 is another\n"
+    assert "makes them again" in err
+    code, _, err = veilbench("store", "gc", "--keep", ".", *where)
+    assert code == 2
+    assert "holds no run.json that names its artifacts" in err
+    kept = max(store.used)
+    (tmp_path / "run.json").write_text(json.dumps({"artifacts": [kept]}))
+    code, out, _ = veilbench("store", "gc", "--keep", ".", *where)
+    assert code == 0
+    assert out.startswith("Deleted 2 files, ")
+    assert [path.stem for path in store.artifacts()] == [Path(kept).name]
 
 
 def test_doctor_tells_weights_and_versions(veilbench: Command) -> None:

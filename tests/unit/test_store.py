@@ -7,13 +7,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from bench import claims
 from bench import store as module
+from bench.claims import Claims
 from bench.errors import UserError
+from bench.keys import digest
 from bench.store import Made, Store, StoreError, atomic_path, default_root
 
 FIELDS = {"seed": 1, "who": ["Ann", "Bob"]}
@@ -232,3 +236,141 @@ def test_a_run_that_is_killed_while_writing_leaves_no_artifact_and_a_claim_that_
 def test_the_default_store_is_a_folder_of_the_user() -> None:
     assert default_root().name == "veilbench"
     assert default_root().is_absolute()
+
+
+# --- several processes --------------------------------------------------------------------------
+
+
+SHARING = """
+import sys, time
+from pathlib import Path
+import torch
+from bench.store import Store
+def make():
+    with open(sys.argv[2], "a") as log: log.write("made\\n")
+    time.sleep(0.2)
+    return {"x": torch.ones(1000)}, {}
+store = Store(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(5):
+    store.artifact("records", {"number": number}, make)
+store.rows("crops", {}, ["a", "b"], lambda rows: make()[0]["x"][: len(rows)])
+"""
+
+
+def test_processes_on_one_store_share_the_work(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    command = [sys.executable, "-c", SHARING, str(tmp_path / "store"), str(log)]
+    both = [
+        subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+    for process in both:
+        process.communicate("go\n")
+        assert process.returncode == 0
+    assert log.read_text().count("made") == 6
+    assert not list(Store(tmp_path / "store").verify())
+
+
+def leave_claim(root: Path, owner: dict[str, object]) -> Path:
+    key = digest({"schema": module.SCHEMA, "stage": "records", **FIELDS})
+    claim = root / "claims" / f"{key}.1"
+    claim.parent.mkdir(parents=True)
+    claim.write_text(json.dumps(owner))
+    return claim
+
+
+def test_a_claim_of_another_machine_falls_when_nobody_touches_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    claim = leave_claim(tmp_path, {"host": "elsewhere", "process": 1})
+    monkeypatch.setattr(claims, "STALE", 0.3)
+    ticks = []
+
+    def touched(seconds: float) -> None:
+        ticks.append(seconds)
+        if len(ticks) < 8:
+            os.utime(claim, ns=(0, len(ticks)))
+        sleep(seconds)
+
+    sleep = time.sleep
+    monkeypatch.setattr(claims.time, "sleep", touched)
+    Store(tmp_path).artifact("records", FIELDS, numbers)
+    assert len(ticks) >= 8 + 2, "as long as it is touched it stands"
+    assert not list(claim.parent.iterdir())
+
+
+def test_only_one_takes_a_fallen_claim_over(tmp_path: Path) -> None:
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    leave_claim(tmp_path, {"host": claims._host(), "process": dead.pid})
+    key = digest({"schema": module.SCHEMA, "stage": "records", **FIELDS})
+    first, second = Claims(tmp_path / "claims"), Claims(tmp_path / "claims")
+    taken = first._take(key)
+    assert taken is not None
+    assert taken.suffix == ".2"
+    assert second._take(key) is None
+    first._release(key, taken)
+    assert not list((tmp_path / "claims").iterdir())
+
+
+# --- rows ---------------------------------------------------------------------------------------
+
+
+def test_rows_are_made_once_whatever_is_asked_for_together(tmp_path: Path) -> None:
+    values = {name: float(place) for place, name in enumerate("abcdef")}
+    made: list[str] = []
+
+    def ask(names: str, fields: dict[str, int]) -> list[float]:
+        def make(rows: list[int]) -> torch.Tensor:
+            made.extend(names[row] for row in rows)
+            return torch.tensor([[values[names[row]]] for row in rows])
+
+        return Store(tmp_path).rows("crops", fields, list(names), make).flatten().tolist()
+
+    assert ask("abc", {"size": 1}) == [0, 1, 2]
+    assert ask("fcbdb", {"size": 1}) == [5, 2, 1, 3, 1]
+    assert made == list("abcfd")
+    assert ask("ab", {"size": 2}) == [0, 1]
+    assert made == list("abcfdab")
+    for path in (tmp_path / "crops").rglob("*.safetensors"):
+        flip(path, -1)
+    assert ask("dcba", {"size": 1}) == [3, 2, 1, 0]
+    assert made == [*"abcfdab", *"dcba"]
+
+
+# --- upkeep -------------------------------------------------------------------------------------
+
+
+def test_what_a_run_does_not_need_is_collected_with_what_the_dead_left(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    for seed in range(3):
+        store.artifact("records", {"seed": seed}, numbers)
+    kept = Store(tmp_path)
+    kept.artifact("records", {"seed": 1}, never)
+    (tmp_path / "claims" / "0.1").write_text("{}")
+    part = tmp_path / "records" / ".x.safetensors.1.part"
+    for path in (part, tmp_path / "claims" / "1.1"):
+        path.write_text("{}")
+        os.utime(path, (0, 0))
+    deleted, size = kept.collect(kept.used)
+    assert deleted == 2 * 2 + 2
+    assert size > 0
+    assert len(list(kept.artifacts())) == 1
+    assert (tmp_path / "claims" / "0.1").is_file()
+    assert not part.exists()
+    Store(tmp_path).artifact("records", {"seed": 1}, never)
+
+
+def test_tensors_are_mapped_from_the_file_and_cannot_change_it(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    mapped = store.artifact("records", FIELDS, numbers).tensors["grid"]
+    mapped += 1
+    assert torch.equal(store.artifact("records", FIELDS, never).tensors["grid"], GRID)
+    maps = Path("/proc/self/maps")
+    if maps.is_file():
+        assert str(tmp_path) in maps.read_text()
