@@ -13,7 +13,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from bench.plan import parse_suite
+from bench.plan import Suite, parse_suite
 from bench.registry import load_plugin
 from bench.run import run_suite
 from bench.store import Store
@@ -28,21 +28,27 @@ def main(folder: Path) -> None:
     )
     chance = random.Random(0)
     kills = runs = 0
+    run(suite, folder / "first")  # What it loads, its children need not load again.
     whole = run_and_kill(suite, folder / "0", after=float("inf"))[1]
-    while kills < KILLS or runs == 0:
-        killed, _ = run_and_kill(suite, folder / str(runs + 1), after=chance.uniform(0, whole / 3))
+    while kills < KILLS:
+        killed, _ = run_and_kill(suite, folder / str(runs + 1), after=chance.uniform(0, whole / 4))
         kills += killed
         runs += not killed
     run_and_kill(suite, folder / str(runs + 1), after=float("inf"))
     print(kills, "kills,", runs + 1, "runs")
 
 
-def run_and_kill(suite: object, folder: Path, after: float) -> tuple[bool, float]:
+def run(suite: Suite, folder: Path) -> None:
+    """Run the suite in a folder."""
+    run_suite(suite, folder / "out", Store(folder / "store"), device="cpu", quiet=True)
+
+
+def run_and_kill(suite: Suite, folder: Path, after: float) -> tuple[bool, float]:
     """Run in a child; return whether it was killed, and how long it took."""
     started = time.monotonic()
     child = os.fork()
     if child == 0:
-        run_suite(suite, folder / "out", Store(folder / "store"), device="cpu", quiet=True)
+        run(suite, folder)
         os._exit(0)
     while time.monotonic() < started + after:
         if os.waitpid(child, os.WNOHANG)[0]:

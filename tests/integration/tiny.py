@@ -23,8 +23,8 @@ title = "Cells that cost next to nothing"
 dataset = "orl"
 recognizer = { name = "tiny" }
 [split]
-victims = 6
-probes = 6
+victims = 4
+probes = 4
 attacker_images = 12
 defender_images = 12
 gallery_people = 2
