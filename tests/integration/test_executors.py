@@ -107,7 +107,7 @@ def test_what_raises_hangs_or_dies_is_a_row_and_the_others_finish(
     attacks = [{"name": "misbehaves", "how": way, "threats": ["adaptive"]} for way in ways]
     attacks.append({"name": "retrieval", "threats": ["adaptive"]})
     store = Store(tmp_path / "store")
-    outcome = run(tiny(attacks), tmp_path, store, executor="process", count=2, time_limit=8.0)
+    outcome = run(tiny(attacks), tmp_path, store, executor="process", count=1, time_limit=8.0)
     assert outcome.failed == len(ways)
     found = read(tmp_path)
     reasons = {
