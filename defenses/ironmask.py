@@ -2,27 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 from torch.nn import functional
 
 from bench.leaks import Leak
 from bench.registry import DEFENSES
-from defenses.base import Defender, Defense
-
-HASH_BYTES = 32
+from defenses.base import Defender
+from defenses.fuzzy_commitment import HASH_BYTES, FuzzyCommitment
 
 
 @DEFENSES.register("ironmask")
 @dataclass
-class IronMask(Defense):
+class IronMask(FuzzyCommitment):
     """A fuzzy commitment on the sphere (Kim et al., CVPR 2021).
 
     A codeword has a few entries of +-1 and zeros elsewhere. The record is a random rotation that
@@ -42,16 +39,6 @@ class IronMask(Defense):
 
     entries: Annotated[int, Field(ge=1)] = 16
 
-    @property
-    def mutual(self) -> bool:
-        """Each record has a rotation of its own."""
-        return False
-
-    @property
-    def renewable(self) -> bool:
-        """Another codeword makes another record."""
-        return True
-
     def fit(self, world: Defender) -> None:
         """Check the code against the length of a template; there is nothing to learn."""
         self.size = world.recognizer.embedding_size
@@ -69,20 +56,13 @@ class IronMask(Defense):
         template = functional.normalize(x.double(), dim=1)
         target = functional.normalize(codewords.to(x.device).double(), dim=1)
         rotation = _turn((hidden @ template[..., None])[..., 0], target) @ hidden
-        hashes = torch.from_numpy(np.stack([_hash(word) for word in _as_bytes(codewords)]))
-        return torch.cat([rotation.flatten(1).float(), hashes.to(x.device).float()], 1)
+        return self.commit(rotation.flatten(1).float(), _as_bytes(codewords))
 
-    def score(self, probes: Tensor, references: Tensor) -> Tensor:
-        """Return (P, R) of 1 where the plain probe decodes to the codeword of the record."""
-        accepted = np.zeros((len(probes), len(references)), np.float32)
-        for column, record in enumerate(references):
-            rotation = record[: self.size**2].reshape(self.size, self.size)
-            expected = record[self.size**2 :].byte().cpu().numpy().tobytes()
-            words = _as_bytes(self.decode(probes @ rotation.T))
-            accepted[:, column] = [_hash(word).tobytes() == expected for word in words]
-        return torch.from_numpy(accepted).to(probes.device)
+    def decode(self, probes: Tensor, helper: Tensor) -> Sequence[bytes]:
+        """Return the codewords nearest to probes rotated by the helper (D * D,)."""
+        return _as_bytes(self.nearest(probes @ helper.reshape(self.size, self.size).T))
 
-    def decode(self, rotated: Tensor) -> Tensor:
+    def nearest(self, rotated: Tensor) -> Tensor:
         """Return the codewords (N, D) nearest to rotated probes."""
         largest = rotated.abs().topk(self.entries, dim=1).indices
         return torch.zeros_like(rotated).scatter(1, largest, rotated.gather(1, largest).sign())
@@ -106,7 +86,3 @@ def _turn(start: Tensor, end: Tensor) -> Tensor:
 
 def _as_bytes(codewords: Tensor) -> list[bytes]:
     return [row.tobytes() for row in codewords.to(torch.int8).cpu().numpy()]
-
-
-def _hash(codeword: bytes) -> NDArray[np.uint8]:
-    return np.frombuffer(hashlib.sha256(codeword).digest(), np.uint8)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,15 +13,14 @@ from torch import Tensor
 
 from bench.leaks import Leak
 from bench.registry import DEFENSES
-from defenses.base import Defender, Defense
+from defenses.base import Defender
 from defenses.bch import BCH, Bits
-
-HASH_BYTES = 32
+from defenses.fuzzy_commitment import HASH_BYTES, FuzzyCommitment
 
 
 @DEFENSES.register("sigfeat")
 @dataclass
-class SigFeat(Defense):
+class SigFeat(FuzzyCommitment):
     """A fuzzy commitment with significant features (Mohan, CVPR Workshops 2019).
 
     The largest half of `length` numbers of a template become 1, the smallest half 0, and the bits
@@ -46,16 +45,6 @@ class SigFeat(Defense):
     length: Literal[63, 127, 255, 511] = 127
     errors: Annotated[int, Field(ge=1)] = 10
 
-    @property
-    def mutual(self) -> bool:
-        """Each record has a codeword of its own."""
-        return False
-
-    @property
-    def renewable(self) -> bool:
-        """Another codeword makes another record."""
-        return True
-
     def fit(self, world: Defender) -> None:
         """Make the code; there is nothing to learn."""
         self.size = world.recognizer.embedding_size
@@ -74,25 +63,22 @@ class SigFeat(Defense):
         bits = self._bits(x.gather(1, places)) ^ codewords
         record = torch.full((len(x), self.size), -1.0, device=x.device)
         record.scatter_(1, places, torch.from_numpy(bits).float().to(x.device))
-        hashes = torch.from_numpy(np.stack([_hash(word) for word in codewords]))
-        return torch.cat([record, hashes.float().to(x.device)], 1)
+        return self.commit(record, [word.tobytes() for word in codewords])
 
-    def score(self, probes: Tensor, references: Tensor) -> Tensor:
-        """Return (P, R) of 1 where the plain probe decodes to the codeword of the record."""
-        accepted = np.zeros((len(probes), len(references)), np.float32)
-        for column, record in enumerate(references):
-            places = torch.nonzero(record[: self.size] >= 0)[:, 0]
-            stored = record[places].byte().cpu().numpy()
-            expected = record[self.size :].byte().cpu().numpy()
-            words, decoded = self.code.decode(self._bits(probes[:, places]) ^ stored)
-            for row in np.flatnonzero(decoded):
-                accepted[row, column] = (_hash(words[row]) == expected).all()
-        return torch.from_numpy(accepted).to(probes.device)
+    def decode(self, probes: Tensor, helper: Tensor) -> Sequence[bytes | None]:
+        """Return the codewords near the probes' bits with the helper's (D,) taken off."""
+        places = torch.nonzero(helper >= 0)[:, 0]
+        stored = helper[places].byte().cpu().numpy()
+        words, decoded = self.code.decode(self._bits(probes[:, places]) ^ stored)
+        return [
+            word.tobytes() if right else None for word, right in zip(words, decoded, strict=True)
+        ]
 
     def linkage(self, records: Tensor, others: Tensor) -> Tensor:
         """Return the share of numbers that are significant in both records or in neither.
 
-        The sums are no help: two random codewords lie between them.
+        The stronger known linker is not run: where two records have the same places, their sums
+        differ by a codeword plus the bits that differ, and decode if these are few.
         """
         mine, theirs = ((part[:, : self.size] >= 0).float() for part in (records, others))
         both = mine @ theirs.T + (1 - mine) @ (1 - theirs).T
@@ -107,7 +93,3 @@ class SigFeat(Defense):
         largest = chosen.topk((self.length + 1) // 2, dim=1).indices
         bits: Bits = torch.zeros_like(chosen).scatter(1, largest, 1).byte().cpu().numpy()
         return bits
-
-
-def _hash(codeword: Bits) -> Bits:
-    return np.frombuffer(hashlib.sha256(codeword.tobytes()).digest(), np.uint8)

@@ -278,7 +278,7 @@ def test_ironmask_stores_a_rotation_to_a_codeword(
     unit = torch.eye(128).expand(len(templates), -1, -1)
     torch.testing.assert_close(rotation @ rotation.transpose(1, 2), unit, rtol=0, atol=1e-5)
     rotated = (rotation @ templates[..., None])[..., 0]
-    words = defense.decode(rotated)
+    words = defense.nearest(rotated)
     assert (words.abs().sum(1) == 9).all()
     torch.testing.assert_close(rotated, words / 3, rtol=0, atol=1e-5)
     assert defense.bytes_per_record(records.shape[1:]) == 4 * 128 * 128 + 32
