@@ -52,7 +52,10 @@ PIXELS = {
     "lpips": "lpips:alex-v0.1",
 }
 RATES = {"sar-1", "sar-2", "rank-1"}
-LOWER_IS_CLOSER = {"mse", "st-lpips", "lpips"}
+RANK = "rank"
+"""Raw value of a judge that makes no row: the place of the probe's person in the gallery."""
+
+LOWER_IS_CLOSER = {"mse", "st-lpips", "lpips", RANK}
 """Metrics whose smallest value is the best attack."""
 
 NON_MATED = 10_000
@@ -158,14 +161,15 @@ class Scorer:
         ranked = identification_from_scores(
             similarity(gallery), self.identities, world.identities(gallery)
         )
-        hits = np.where(ranked.rank == 1, 1.0, 0.0)
+        hits, places = np.where(ranked.rank == 1, 1.0, 0.0), ranked.rank.astype(float)
         if shown is not None:
-            hits[np.isin(shown, gallery)] = np.nan
+            hits[np.isin(shown, gallery)] = places[np.isin(shown, gallery)] = np.nan
         return {
             "similarity": accepted.similarity,
             "sar-1": accepted.type1.astype(float),
             "sar-2": accepted.type2,
             "rank-1": hits,
+            RANK: places,
         }
 
     def _mates_among(self, photos: Indices, shown: Indices | None) -> NDArray[np.bool_]:
@@ -178,6 +182,8 @@ class Scorer:
         found = []
         for key, column in values.items():
             judge, _, metric = key.rpartition("/")
+            if metric == RANK:
+                continue
             definition = self._definition(judge, metric)
             estimate = self._estimate(metric, column)
             flags = self._flags(judge, metric)

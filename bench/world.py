@@ -346,10 +346,16 @@ class World:
             scores = {
                 way: defense.score(fresh, stored)[right, left] for way, fresh in probes.items()
             }
-            size = defense.bytes_per_record(torch.Size(facts["shape"]))
-            return scores, {**facts, "bytes_per_record": size, "found": defense.found}
+            facts["bytes_per_record"] = defense.bytes_per_record(torch.Size(facts["shape"]))
+            facts["random"] = not torch.equal(*(self._one_record(defense, n) for n in (0, 1)))
+            return scores, {**facts, "found": defense.found}
 
         return self.store.artifact("pair-scores", fields, make)
+
+    def _one_record(self, defense: Defense, number: int) -> Tensor:
+        """Return a record of one photo; another number draws other randomness."""
+        image = self.images(self.pair_photos[:1])
+        return protect(defense, image, draws(["one record", number]))[0]["records"]
 
     def linkage_scores(self, spec: Spec, leak: Leak) -> Artifact:
         """Return how alike ("scores", (N, N)) the records of two applications are.

@@ -152,6 +152,8 @@ def _scatter(run: Run, leak: Leak, points: list[_Point], lowest: float) -> Figur
     axes = figure.subplots()
     for point in points:
         _draw(axes, point)
+    for threat in dict.fromkeys(point.threat for point in points):
+        _draw_front(axes, [point for point in points if point.threat is threat])
     _reference_lines(axes, run)
     axes.set_ylim(-4, 104)
     axes.set_xlim(lowest, 101)
@@ -179,6 +181,17 @@ def _draw(axes: Axes, point: _Point) -> None:
         capsize=2,
         alpha=0.9,
     )
+
+
+def _draw_front(axes: Axes, points: list[_Point]) -> None:
+    """Draw the Pareto front of one threat: where privacy costs recognition, and back."""
+    placed = sorted({(_percent(x.utility)[0], _percent(x.risk)[0]) for x in points}, reverse=True)
+    front: list[tuple[float, float]] = []
+    for accuracy, risk in placed:
+        if not front or risk < front[-1][1]:
+            front.append((accuracy, risk))
+    color = COLOURS[points[0].threat]
+    axes.step(*zip(*front, strict=True), where="pre", color=color, linewidth=0.9, alpha=0.6)
 
 
 def _percent(row: Row) -> tuple[float, float, float]:

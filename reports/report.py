@@ -24,6 +24,7 @@ from reports.figures import Scatter, grid_figure, save, scatters
 from reports.findings import failures, findings, scale, summary
 from reports.grids import QUANTILES, RULE, Grid, grids, overviews
 from reports.numbers import unit
+from reports.plots import Plot, plots
 from reports.run import Line, ReportError, Run, probes, read_run, visible
 from reports.tables import (
     PAPER_METRICS,
@@ -89,6 +90,7 @@ def _write(run: Run, folder: Path) -> None:
         "infinity": math.inf,
         "href": lambda line: _href(run, line),
         "scatters": _scatters(run, folder / "figures"),
+        "plots": _plots(run, folder / "figures"),
         "grids": _grids(run, folder / "figures"),
     }
     for name, environment in (("index.html", HTML), ("report.md", MARKDOWN)):
@@ -101,6 +103,14 @@ class _Plot(NamedTuple):
 
     name: str
     scatter: Scatter
+    png: bytes
+
+
+class _Picture(NamedTuple):
+    """A plot as the templates see it: the stem of its files, and the picture."""
+
+    name: str
+    plot: Plot
     png: bytes
 
 
@@ -117,6 +127,15 @@ def _scatters(run: Run, folder: Path) -> list[_Plot]:
         for item in scatters(run)
         for name in [f"scatter-{item.leak}"]
     ]
+
+
+def _plots(run: Run, folder: Path) -> list[_Picture]:
+    found = []
+    for place, plot in enumerate(plots(run)):
+        # Names of plug-ins are other people's text: they are slugs in names of files.
+        name = f"plot-{place:02d}-{slug(plot.name)}"
+        found.append(_Picture(name, plot, save(plot.figure, folder, name)))
+    return found
 
 
 def _grids(run: Run, folder: Path) -> list[_Faces]:

@@ -64,6 +64,12 @@ class SuiteInfo(BaseModel):
     fmr: float
 
 
+class ThresholdInfo(BaseModel):
+    """A judge's operating point."""
+
+    threshold: float
+
+
 class RunInfo(BaseModel):
     """The contents of `run.json` that the report shows."""
 
@@ -77,6 +83,7 @@ class RunInfo(BaseModel):
     started: str
     seconds: float
     timings: dict[str, float] = {}
+    thresholds: dict[str, ThresholdInfo] = {}
 
 
 @dataclass(frozen=True)

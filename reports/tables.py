@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
-from bench.metrics.definitions import Definition, definition
+from bench.metrics.definitions import Definition, definition, definitions
 from reports.numbers import Shown, show, unit
 from reports.run import (
     CEILING,
@@ -43,6 +43,9 @@ WAYS = {
     "stored-vs-stored": "Stored against stored",
 }
 """What is compared when the protected system recognises someone."""
+
+LINKING, COST = "Linking two applications", "Cost"
+"""Headings over what else a defense does."""
 
 FLAGS = {
     "gallery": "number of people among whom a reconstruction is searched",
@@ -264,11 +267,9 @@ def utility_table(run: Run) -> Table:
         ]
         sections.append((leak.capitalize(), "", headings))
     lines = [heading.line for _, _, headings in sections for heading in headings]
-    groups = [*WAYS.values(), "Cost"]
+    groups = [*WAYS.values(), LINKING, COST]
     keys = dict.fromkeys(
-        Key(WAYS.get(way_of(row.metric), "Cost"), row.metric, None)
-        for line in lines
-        for row in line.rows
+        Key(_utility_group(row), row.metric, None) for line in lines for row in line.rows
     )
     return _table(
         "utility",
@@ -278,6 +279,14 @@ def utility_table(run: Run) -> Table:
         sorted(keys, key=lambda key: groups.index(key.group)),
         sections,
     )
+
+
+def _utility_group(row: Row) -> str:
+    """Return the heading over a metric of a defense."""
+    if way := way_of(row.metric):
+        return WAYS[way]
+    known = definitions().get(row.definition)
+    return LINKING if known is not None and known.kind == "protection" else COST
 
 
 def way_of(metric: str) -> str:

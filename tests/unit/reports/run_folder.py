@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 HOSTILE = "<script>alert(1)</script>\"'&$\\_%|*`\N{RIGHT-TO-LEFT MARK}\N{RIGHT-TO-LEFT OVERRIDE}x"
 FAILURE = "RuntimeError: <img src=x onerror=alert(2)>\nsecond line | $x_{1}$"
+WAYS = ("stored-vs-fresh", "stored-vs-stored")
 PROBES = 8
 PEOPLE = 4
 
@@ -81,12 +82,16 @@ class Builder:
         self.row(**fields, reason=FAILURE, **about)
 
     def utility(self, accuracy: float, fresh: bool, **about: Any) -> None:
-        for way in ("stored-vs-fresh", "stored-vs-stored") if fresh else ("stored-vs-stored",):
+        about["cell"] = f"cell{len(self.rows):03d}"
+        self._pairs(about["cell"], WAYS if fresh else WAYS[1:])
+        for way in WAYS if fresh else WAYS[1:]:
             interval = {"ci_low": accuracy - 0.02, "ci_high": min(1.0, accuracy + 0.02)}
             common = {"value": accuracy, "n": 600, **interval, **about}
             self.row(metric=f"accuracy.{way}", definition="accuracy:folds-exact", **common)
             tar = "tar-at-far:floor-ties-conservative"
             self.row(metric=f"tar@far=0.01.{way}", definition=tar, flags="folds=5", **common)
+        null = "null-mean=0.050 null-p95=0.090"
+        self.row(metric="d-sys", definition="d-sys", value=0.2, n=30, flags=null, **about)
         for metric, value in (("ms-per-record", 0.0512), ("bytes-per-record", 802816.0)):
             self.row(metric=metric, definition=metric, value=value, n=100, **about)
 
@@ -107,9 +112,20 @@ class Builder:
         folder.mkdir(parents=True)
         spread = np.linspace(-0.05, 0.05, PROBES)
         columns = {"probe": _photos(), "identity": _people(), "ssim": list(level + spread)}
+        for judge in ("sface", "dlib"):
+            columns[f"{judge}/similarity"] = list(level + spread)
+            columns[f"{judge}/rank"] = [1 + round(9 * (1 - level)) + n % 2 for n in range(PROBES)]
         _write_csv(folder / "values.csv", columns)
         if images:
             np.save(folder / "reconstructions.npy", self._faces(name))
+
+    def _pairs(self, key: str, ways: tuple[str, ...]) -> None:
+        """Write the scores of pairs, half of them genuine."""
+        folder = self.folder / "cells" / key
+        folder.mkdir(parents=True)
+        same = [n % 2 for n in range(40)]
+        scores = [0.1 + 0.5 * x + 0.01 * n for n, x in enumerate(same)]
+        _write_csv(folder / "values.csv", {"same": same, **dict.fromkeys(ways, scores)})
 
     def _faces(self, name: str) -> np.ndarray:
         """Return probes whose brightness tells them apart."""
@@ -165,6 +181,7 @@ def _facts() -> dict[str, Any]:
         "credits": ["Faces <made up>"],
         "started": "2026-01-01T00:00:00+00:00",
         "seconds": 1.5,
+        "thresholds": {"sface": {"threshold": 0.35}},
     }
 
 

@@ -117,7 +117,7 @@ def test_a_number_that_does_not_follow_from_the_raw_values_is_found(
         for row in file.rows
     ]
     told = checked(tmp_path, file.model_copy(update={"rows": rows}))
-    assert "FAIL  every number follows from the raw values" in told
+    assert "FAIL  privacy and utility follow from the raw values" in told
     assert f"features / advface / unet / transfer / rank-1 / dlib: {fault}" in told
 
 
