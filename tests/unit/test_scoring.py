@@ -76,7 +76,7 @@ class Scene:
 
     def __post_init__(self) -> None:
         self.judges = {"hue": Hue(), "second": Hue()}
-        self.suite = SimpleNamespace(recognizer=SimpleNamespace(name="hue"))
+        self.suite = SimpleNamespace(recognizer=SimpleNamespace(name="hue", label="hue"))
 
     def images(self, photos: NDArray[np.intp]) -> Tensor:
         return PHOTOS[photos]
