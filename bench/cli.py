@@ -98,7 +98,8 @@ def run(
         list[str] | None, typer.Option(help="Only these defenses, beside none; repeatable.")
     ] = None,
     attack: Annotated[
-        list[str] | None, typer.Option(help="Only these attacks; repeatable.")
+        list[str] | None,
+        typer.Option(help="Only these attacks; repeatable. 'strongest': the standard set."),
     ] = None,
     dataset: Annotated[str | None, typer.Option(help="Another dataset than the suite's.")] = None,
     data_root: Annotated[
@@ -228,6 +229,39 @@ def leaderboard(
     from reports.leaderboard import write_site
 
     typer.echo(f"Leaderboard: {write_site(folder, out)}")
+
+
+@app.command()
+def validate(
+    attack: Annotated[
+        list[str] | None, typer.Option(help="Plant defenses for these attacks only; repeatable.")
+    ] = None,
+    plugin: Plugins = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer people, steps and calls.")] = False,
+    store: Annotated[
+        Path | None, typer.Option(help="Folder of cached artifacts [default: user cache].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
+) -> None:
+    """Check that attacks break what is known to be broken; exit with 1 where one fails."""
+    from bench.jobs import choose_device
+    from bench.store import Store, default_root
+    from bench.validate import table
+    from bench.validate import validate as checks
+
+    _load(plugin)
+    found = list(
+        checks(
+            Store(store or default_root()),
+            attack or [],
+            quick=quick,
+            device=choose_device(device),
+            progress=lambda text: typer.echo(text, err=True),
+        )
+    )
+    typer.echo(table(found))
+    if any(check.holds is False for check in found):
+        raise typer.Exit(1)
 
 
 @app.command()

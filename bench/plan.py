@@ -20,6 +20,8 @@ from bench.plugin import source_fingerprint
 from bench.registry import ATTACKS, DATASETS, DEFENSES, RECOGNIZERS, Registry
 from bench.threats import Threat
 
+_STANDARD = Path(__file__).with_name("standard.toml")
+
 
 class SuiteError(UserError):
     """A suite cannot be read; the message names the file and the field."""
@@ -76,6 +78,7 @@ class Suite(BaseModel):
         fmr: False match rate that fixes every judge's threshold.
         fresh_instances: Instances of the defense that an adaptive attacker makes for itself.
         query_budget: Calls under `query`; score_budget: calls under `score`.
+        attack_set: Version of the standard set of attacks, if it is what runs.
         group: Cells.
     """
 
@@ -92,6 +95,7 @@ class Suite(BaseModel):
     fresh_instances: int = Field(default=2, ge=1)
     query_budget: int = Field(default=1000, ge=1)
     score_budget: int = Field(default=100_000, ge=1)
+    attack_set: str = ""
     group: tuple[Group, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
@@ -270,11 +274,18 @@ def narrowed(
     """Return a suite with only some defenses (and none), only some attacks, or other data.
 
     A name that the suite does not hold, such as a plug-in's, joins every group whose leak it can
-    work on, with its defaults; an attack joins under all of its threats.
+    work on, with its defaults; an attack joins under all of its threats. The attack "strongest"
+    stands for the standard set, and for nothing beside it.
 
     Raises:
         UserError: A name is unknown, or nothing is left to run.
     """
+    if STRONGEST in attacks:
+        if len(attacks) > 1:
+            raise SuiteError(
+                f"The attack {STRONGEST!r} is a whole set: give it alone, or name attacks."
+            )
+        suite, attacks = strongest(suite), ()
     groups = []
     for group in suite.group:
         kept_defenses = _kept_defenses(group, defenses) if defenses else group.defenses
@@ -289,6 +300,57 @@ def narrowed(
             "no group has a leak that they work on."
         )
     return suite.model_copy(update={"group": tuple(groups), "dataset": dataset or suite.dataset})
+
+
+STRONGEST = "strongest"
+"""Stands for the standard set of attacks in `narrowed`."""
+
+
+class StandardSet(BaseModel):
+    """A fixed set of attacks with their budgets, versioned, so that rows of it can be compared.
+
+    Attributes:
+        version: Its name in results.
+        calls: Calls for each leaked record under `query` and `score`.
+        features: Attacks on feature maps; template: on templates; image: on transmitted images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: str
+    calls: int = Field(ge=1)
+    features: tuple[NamedAttack, ...]
+    template: tuple[NamedAttack, ...]
+    image: tuple[NamedAttack, ...]
+
+    def against(self, leak: Leak) -> tuple[NamedAttack, ...]:
+        """Return the attacks on a leak."""
+        return {Leak.FEATURES: self.features, Leak.TEMPLATE: self.template}.get(leak, self.image)
+
+
+def standard_set() -> StandardSet:
+    """Read the standard set of attacks."""
+    return StandardSet.model_validate(tomllib.loads(_STANDARD.read_text(encoding="utf-8")))
+
+
+def strongest(suite: Suite) -> Suite:
+    """Return a suite with the standard set in place of its attacks, and budgets that pay for it."""
+    standard = standard_set()
+    groups: dict[Leak, Group] = {}
+    for group in suite.group:
+        known = groups[group.leak].defenses if group.leak in groups else ()
+        defenses = tuple(dict.fromkeys([*known, *group.defenses]))
+        groups[group.leak] = Group(
+            leak=group.leak, defenses=defenses, attacks=standard.against(group.leak)
+        )
+    calls = standard.calls * (suite.split.probes + 1)
+    changes = {
+        "group": tuple(groups.values()),
+        "attack_set": standard.version,
+        "query_budget": calls,
+        "score_budget": calls,
+    }
+    return suite.model_copy(update=changes)
 
 
 def _kept_defenses(group: Group, names: Sequence[str]) -> tuple[Named, ...]:

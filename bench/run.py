@@ -309,10 +309,19 @@ class _Writer:
             chosen = {cell: v for cell, v in finished.items() if cell.threat in within}
             values = worst_case(chosen.values())
             about = self._about(leak, defense) | {"attack": "worst-case", "threat": threat}
+            about["attack_params"] = self._budget()
             key = digest([about, [str(cell) for cell in chosen], self.world.scene])
             self._folder(key, {"kind": "worst-case", **about}, values, None)
             rows += [self._row(s, **about, cell=key) for s in runner.scorer.scores(values)]
         return rows
+
+    def _budget(self) -> str:
+        """Return the version and budget of the standard set of attacks, if it is what ran."""
+        suite = self.world.suite
+        if not suite.attack_set:
+            return "{}"
+        budgets = suite.model_dump(include={"fresh_instances", "query_budget", "score_budget"})
+        return parameters_text({"set": suite.attack_set, **budgets})
 
     def error(self, step: Step, reason: str) -> Row:
         """Return the row of a failure."""

@@ -11,6 +11,7 @@ from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.plan import (
     Cell,
+    Named,
     Spec,
     Suite,
     SuiteError,
@@ -19,6 +20,7 @@ from bench.plan import (
     load_suite,
     narrowed,
     parse_suite,
+    standard_set,
     suite_names,
 )
 from bench.registry import RegistryError, load_plugin
@@ -402,3 +404,30 @@ def test_derived_seeds_are_fixed_and_fit_a_generator() -> None:
     assert len(set(seeds)) == 50
     assert seeds[0] == derived_seed(["cell", 0])
     assert all(0 <= seed < 2**60 for seed in seeds)
+
+
+# --- the standard set ---------------------------------------------------------------------------
+
+
+def test_strongest_is_the_standard_set_for_every_leak() -> None:
+    wanted = suite(group=[group(leak, defenses=[{"name": "none"}]) for leak in Leak])
+    chosen = narrowed(wanted, [], ["strongest"], None)
+    standard = standard_set()
+    assert chosen.attack_set == standard.version == "standard-v1"
+    assert {item.leak: item.attacks for item in chosen.group} == {
+        leak: standard.against(leak) for leak in Leak
+    }
+    assert chosen.query_budget == chosen.score_budget == standard.calls * (SIZES["probes"] + 1)
+    assert cells(chosen)
+
+
+def test_strongest_meets_the_defenses_of_all_groups_of_a_leak() -> None:
+    two = [group(), group(defenses=[{"name": "sign-noise", "eps": 0.3}])]
+    chosen = narrowed(suite(group=two), [], ["strongest"], None)
+    assert len(chosen.group) == 1
+    assert Named(name="sign-noise", eps=0.3) in chosen.group[0].defenses
+
+
+def test_strongest_stands_alone() -> None:
+    with pytest.raises(SuiteError, match="give it alone"):
+        narrowed(suite(), [], ["strongest", "unet"], None)
