@@ -1,9 +1,12 @@
-"""Closed-form inversion of block-DCT records."""
+"""Inversion of block-DCT records by least squares."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+import torch
+from pydantic import Field
 from torch import Tensor
 
 from attacks.base import Attack
@@ -18,19 +21,69 @@ from defenses.frequency import block_dct
 class DCTInverse(Attack):
     """Least squares: the block DCT is linear and over-complete, so its inverse needs no training.
 
-    Knows that the DC channels were dropped. Only the mean brightness of each color is lost; the
-    attack takes the darkest pixel to be as dark as it is in the median of the attacker's images.
+    Knows which channels a record may hold, and in which orders; the right ones leave the smallest
+    residual. Channel 0 is lost with every defense of the family, and with it the mean of a color:
+    the attack takes the darkest pixel to be as dark as it is in the median of its own images.
+
+    Args:
+        iterations: Steps of conjugate gradients where channels beside DC are missing; few of them
+            keep noise out, many resolve what noise spares.
+        trial: Steps that tell the hypotheses about a record's channels apart.
     """
 
     leaks = frozenset({Leak.IMAGE})
     threats = frozenset({Threat.ADAPTIVE, Threat.INSIDER})
 
+    iterations: Annotated[int, Field(ge=1)] = 300
+    trial: Annotated[int, Field(ge=1)] = 10
+
     def fit(self, attacker: Attacker) -> None:
-        """Learn how dark the darkest pixel of a color usually is."""
+        """Learn the hypotheses, and how dark the darkest pixel of a color usually is."""
+        if attacker.threat is Threat.INSIDER:
+            instances = [attacker.deployed_instance]
+        else:
+            instances = attacker.fresh_instances[:1]
+        self.hypotheses = [channels for one in instances for channels in _hypotheses(one)]
         self.darkest = attacker.images.amin((2, 3)).median()
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the inverse at the usual brightness, clamped to [0, 1]."""
-        images = block_dct.inverse_without_dc(records)
+        records = records[:, : 3 * len(self.hypotheses[0])]
+        choice = self._likeliest(records)
+        images = records.new_zeros(len(records), 3, block_dct.SIDE, block_dct.SIDE)
+        for number, channels in enumerate(self.hypotheses):
+            rows = (choice == number).nonzero().flatten()
+            if len(rows):
+                images[rows] = self._inverse(records[rows], channels, self.iterations)
         above = images - images.amin((2, 3), keepdim=True)
         return (above + self.darkest).clamp(0, 1)
+
+    def _likeliest(self, records: Tensor) -> Tensor:
+        """Return which hypothesis (N,) leaves the smallest residual of each record."""
+        if len(self.hypotheses) == 1:
+            return torch.zeros(len(records), dtype=torch.long)
+        residuals = [
+            (block_dct.forward(self._inverse(records, channels, self.trial), channels) - records)
+            .square()
+            .sum((1, 2, 3))
+            for channels in self.hypotheses
+        ]
+        return torch.stack(residuals).argmin(0)
+
+    def _inverse(self, records: Tensor, channels: list[int], iterations: int) -> Tensor:
+        if channels == list(block_dct.WITHOUT_DC):
+            return block_dct.inverse_without_dc(records)
+        return block_dct.least_squares(records, channels, iterations)
+
+
+def _hypotheses(defense: object) -> list[list[int]]:
+    """Return the selections of channels that a defense may make of an image.
+
+    Raises:
+        ValueError: Its records are no selection of block-DCT channels.
+    """
+    found = getattr(defense, "hypotheses", None)
+    if found is None:
+        raise ValueError(f"records of {type(defense).__name__} are no selection of DCT channels")
+    result: list[list[int]] = found()
+    return result

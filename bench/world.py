@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -269,7 +269,15 @@ class World:
             team = self.defender if owner == "defender" else self.attacker
             seed = derived_seed(fields)
             self.progress(f"fitting {spec.name} of the {owner}")
-            world = Defender(leak, team.images, team.identities, self.recognizer, seed, self.device)
+            world = Defender(
+                leak,
+                team.images,
+                team.identities,
+                self.recognizer,
+                seed,
+                self.device,
+                keep=partial(_trained_part, self.store, fields),
+            )
             with seeded(seed), profile.span(f"fit {spec.name}", MODELS):
                 self._fitted[key] = blank.setup(world)
         return self._fitted[key]
@@ -384,6 +392,14 @@ class World:
 
     def _content(self, photos: Indices) -> str:
         return digest([self._photos_key, photos.tolist()])
+
+
+def _trained_part(
+    store: Store, fields: dict[str, Any], name: str, make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """Return the weights of a trained part of an instance, from the store or made now."""
+    part = {"instance": fields, "part": name}
+    return store.artifact("parts", part, lambda: (make(), {})).tensors
 
 
 def make_recognizer(item: NamedRecognizer, device: str) -> Recognizer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
@@ -22,6 +22,14 @@ if TYPE_CHECKING:
     from bench.recognizers.base import Recognizer
 
 
+Weights = dict[str, Tensor]
+Keep = Callable[[str, Callable[[], Weights]], Weights]
+
+
+def _keep_nothing(_: str, make: Callable[[], Weights]) -> Weights:
+    return make()
+
+
 @dataclass(frozen=True)
 class Defender:
     """What a defense may learn its secrets from: images of the defender's own people.
@@ -33,6 +41,7 @@ class Defender:
         recognizer: The undefended recogniser.
         seed: Seed of the secrets; another seed gives other secrets.
         device: Torch device to work on.
+        keep: Return the tensors of a trained part by its name, from the store or made now.
     """
 
     leak: Leak
@@ -41,6 +50,7 @@ class Defender:
     recognizer: Recognizer
     seed: int
     device: str
+    keep: Keep = _keep_nothing
 
     def generator(self) -> torch.Generator:
         """Return a new CPU generator under the seed."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import assets
+from bench.errors import UserError
 from bench.leaks import Leak
 from bench.precision import full_float32
 
@@ -60,6 +61,26 @@ class Recognizer(nn.Module, ABC):
     def embed(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to embeddings (N, embedding_size)."""
         return self.tail(self.head(images))
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """The first convolution, of stride 1: what a transformed input replaces.
+
+        Raises:
+            UserError: The network does not say how to go on from there.
+        """
+        raise UserError(
+            f"The recognizer {self.name} cannot be adapted to another input: take one that can, "
+            "such as sface."
+        )
+
+    def first_input(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, 112, 112) in [0, 1] to what the first convolution takes."""
+        raise NotImplementedError(f"{self.name} cannot be adapted")
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """Map what it makes (N, C, 112, 112) to embeddings (N, embedding_size)."""
+        raise NotImplementedError(f"{self.name} cannot be adapted")
 
     @property
     def credit(self) -> str:

@@ -7,7 +7,7 @@ batch norm is folded, and the result equals the ONNX graph.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -63,11 +63,28 @@ class SFace(Recognizer):
 
     def head(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to the map at the cut."""
-        return self._compute(self.head_blocks, (images * 255 - 127.5) / 128)
+        return self._compute(self.head_blocks, self.first_input(images))
 
     def tail(self, features: Tensor) -> Tensor:
         """Map the map at the cut to embeddings of unit length."""
-        x = self._compute(self.tail_blocks, features)
+        return self._embedding(self._compute(self.tail_blocks, features))
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """Three channels to 32, with its batch norm folded in."""
+        return cast("nn.Conv2d", self.head_blocks.get_submodule("0.0"))
+
+    def first_input(self, images: Tensor) -> Tensor:
+        """Map images in [0, 1] to about [-1, 1]."""
+        return (images * 255 - 127.5) / 128
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """Map (N, 32, 112, 112), before the first PReLU, to embeddings of unit length."""
+        others = [*self.head_blocks, *self.tail_blocks][1:]
+        rest = [self.head_blocks.get_submodule("0.1"), *others]
+        return self._embedding(self._compute(nn.Sequential(*rest), x))
+
+    def _embedding(self, x: Tensor) -> Tensor:
         return functional.normalize(self.dense(x.flatten(1)), dim=1)
 
 

@@ -27,10 +27,14 @@ class DCTDropDC(Defense):
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return (N, 189, 112, 112) coefficients, color by color."""
-        return block_dct.forward_without_dc(x)
+        return block_dct.forward(x, block_dct.WITHOUT_DC)
 
     def comparable(self, records: Tensor) -> Tensor:
         """Invert, with mid-gray for the lost mean, and embed; images are embedded as they are."""
         if records.shape[1] == 189:
             records = block_dct.inverse_without_dc(records).clamp(0, 1)
         return self.recognizer.embed(records)
+
+    def hypotheses(self) -> list[list[int]]:
+        """Return the channels of a color that a record may hold, in order."""
+        return [list(block_dct.WITHOUT_DC)]

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from bench.registry import ATTACKS
-from bench.threats import Attacker, Threat
+from bench.threats import Attacker, Held, Threat
 from defenses.frequency import block_dct
 from defenses.frequency.dct_drop_dc import DCTDropDC
 
@@ -139,7 +139,7 @@ def test_the_attack_recovers_faces_but_for_brightness(faces: Tensor) -> None:
         seed=0,
         device="cpu",
         recognizer=object(),
-        fresh=[],
+        fresh=[Held(DCTDropDC(), lambda: torch.empty(0))],
     )
     attack = ATTACKS.get("dct-inverse")()
     attack.fit(attacker)

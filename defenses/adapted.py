@@ -1,0 +1,192 @@
+"""Recognisers for transformed images: a new stem on the pre-trained network, then distillation.
+
+A transform near a linear one needs no training from scratch: the first convolution's output is
+regressed on the new channels in closed form, which takes seconds, and the whole network is then
+drawn towards its own clean embeddings. Per-image randomness is averaged over in both steps.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from bench.leaks import Leak
+from bench.networks import Standardize, channel_statistics, half_precision
+from bench.recognizers.base import Recognizer
+from defenses.base import Defender, Defense
+
+KERNEL = 3
+"""Side of the stem's neighborhoods in pixels."""
+
+STEM_IMAGES, STEM_POSITIONS = 60, 300
+"""What the stem is regressed on: images, and positions of each."""
+
+BATCH = 32
+
+Representation = Callable[[Tensor], Tensor]
+"""Maps images (N, 3, 112, 112) in [0, 1] to what the server's stem takes, (N, C, 112, 112)."""
+
+
+class Server(nn.Module):
+    """A recogniser whose first convolution reads other channels than an image's.
+
+    Args:
+        recognizer: The pre-trained recogniser; it is copied.
+        mean: (C,) means of the channels.
+        deviation: (C,) deviations of the channels.
+    """
+
+    def __init__(self, recognizer: Recognizer, mean: Tensor, deviation: Tensor) -> None:
+        super().__init__()
+        self.standardize = Standardize(mean, deviation.clamp_min(1e-4 * float(deviation.max())))
+        outputs = recognizer.first_convolution.out_channels
+        self.stem = nn.Conv2d(len(mean), outputs, KERNEL, padding=KERNEL // 2)
+        self.body = copy.deepcopy(recognizer)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, 112, 112) to embeddings of unit length."""
+        x = self.standardize(x).contiguous(memory_format=torch.channels_last)
+        embedding: Tensor = self.body.after_first(self.stem(x))
+        return embedding
+
+
+@torch.no_grad()
+def regress_stem(
+    server: Server, represent: Representation, images: Tensor, generator: torch.Generator
+) -> None:
+    """Set a server's stem to the ridge regression of the clean stem's output on neighborhoods.
+
+    Args:
+        server: The server, on the device of the images.
+        represent: The transform; its randomness, if any, is drawn anew for every batch.
+        images: (N, 3, 112, 112) in [0, 1]; the first 60 are used.
+        generator: CPU generator of the positions.
+    """
+    inputs = server.stem.in_channels * KERNEL**2 + 1
+    gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=images.device)
+    moment = gram.new_zeros(inputs, server.stem.out_channels)
+    for batch in images[:STEM_IMAGES].split(4):
+        clean = server.body.first_convolution(server.body.first_input(batch))
+        x = functional.pad(server.standardize(represent(batch)), [KERNEL // 2] * 4)
+        places = torch.randint(112, (2, len(batch), STEM_POSITIONS), generator=generator)
+        rows, columns = places.to(images.device)
+        number = torch.arange(len(batch), device=images.device)[:, None]
+        neighborhoods = torch.stack(
+            [
+                x[number, :, rows + down, columns + right]
+                for down in range(KERNEL)
+                for right in range(KERNEL)
+            ],
+            dim=-1,
+        )
+        left = functional.pad(neighborhoods.flatten(2), [0, 1], value=1.0).flatten(0, 1)
+        wanted = clean[number, :, rows, columns].flatten(0, 1)
+        gram += (left.T @ left).double()
+        moment += (left.T @ wanted).double()
+    gram.diagonal().add_(1.0)
+    solution = torch.cholesky_solve(moment, torch.linalg.cholesky(gram)).T.float()
+    server.stem.weight.copy_(solution[:, :-1].reshape(server.stem.weight.shape))
+    server.stem.get_parameter("bias").copy_(solution[:, -1])
+
+
+def distill(
+    server: Server,
+    represent: Representation,
+    images: Tensor,
+    *,
+    epochs: int,
+    rate: float,
+    generator: torch.Generator,
+) -> None:
+    """Draw a server's embeddings of transformed images towards the clean embeddings of the same.
+
+    Loss 1 - cosine; AdamW with a one-cycle rate; half precision where the device has it.
+
+    Args:
+        server: The server, on the device of the images.
+        represent: The transform, drawn anew in every epoch.
+        images: (N, 3, 112, 112) in [0, 1].
+        epochs: Passes over the images; with 0 nothing changes.
+        rate: Largest learning rate.
+        generator: CPU generator of the order.
+    """
+    steps = epochs * -(-len(images) // BATCH)
+    if steps == 0:
+        return
+    target = server.body.leaking(Leak.TEMPLATE, images)
+    server.requires_grad_(True)
+    optimizer = torch.optim.AdamW(server.parameters(), lr=rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
+    for _ in range(epochs):
+        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
+            x = represent(images[rows])
+            with torch.enable_grad(), half_precision(images.device.type):
+                found = server(x)
+                loss = 1 - functional.cosine_similarity(found.float(), target[rows]).mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+    server.requires_grad_(False)
+
+
+@dataclass
+class Adapted(Defense, ABC):
+    """Base of defenses that transmit a transformed image to a recogniser adapted to it.
+
+    The server is trained when something is first compared: an attacker that only makes records of
+    its own never pays for it. Its embeddings are comparable with clean ones.
+
+    Args:
+        epochs: Passes of the distillation over the defender's images; 0 leaves the ridge stem.
+        rate: Largest learning rate of the distillation.
+    """
+
+    epochs: Annotated[int, Field(ge=0)] = 1
+    rate: Annotated[float, Field(gt=0)] = 2e-4
+
+    def fit(self, world: Defender) -> None:
+        """Keep what the server will be trained on."""
+        self._world = world
+
+    def comparable(self, records: Tensor) -> Tensor:
+        """Return embeddings: the server's of records, the recogniser's of plain images."""
+        if records.shape[1] == 3 and self.plain_probes:
+            return self.recognizer.embed(records)
+        with torch.no_grad():
+            return self.server(self.server_input(records))
+
+    def server_input(self, records: Tensor) -> Tensor:
+        """Return what the server's stem takes, (N, C, 112, 112). Default: the records."""
+        return records
+
+    @cached_property
+    def server(self) -> Server:
+        """The adapted recogniser."""
+        world = self._world
+        generator = world.generator()
+
+        def represent(images: Tensor) -> Tensor:
+            with torch.no_grad():
+                return self.server_input(self.protect(images, generator=generator))
+
+        statistics = channel_statistics(represent(world.images[:STEM_IMAGES]))
+        server = Server(self.recognizer, *statistics).to(world.device).requires_grad_(False)
+
+        def make() -> dict[str, Tensor]:
+            regress_stem(server, represent, world.images, generator)
+            images, epochs, rate = world.images, self.epochs, self.rate
+            distill(server, represent, images, epochs=epochs, rate=rate, generator=generator)
+            return {name: tensor.contiguous() for name, tensor in server.state_dict().items()}
+
+        server.load_state_dict(world.keep("server", make))
+        return server.eval()

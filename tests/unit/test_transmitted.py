@@ -1,0 +1,289 @@
+"""Transmitted images: what the frequency family sends, what least squares makes of it, servers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import fft
+from torch import Tensor
+from torch.nn import functional
+
+from attacks.dct_inverse import DCTInverse
+from bench.leaks import Leak
+from bench.metrics import psnr, ssim
+from bench.networks import channel_statistics
+from bench.threats import Attacker, Held, Threat
+from defenses import adapted
+from defenses.base import Defender, Defense
+from defenses.blur import Blur
+from defenses.frequency import block_dct, duetface, partialface
+from defenses.frequency.dctdp import DCTDP
+from defenses.frequency.duetface import DuetFace
+from defenses.frequency.minusface import MinusFace
+from defenses.frequency.partialface import PartialFace
+from defenses.frequency.ppfr_fd import PPFRFD
+from defenses.instahide import InstaHide
+from defenses.scramble import BlockShuffle
+
+if TYPE_CHECKING:
+    from bench.world import World
+
+
+@pytest.fixture(scope="module")
+def scene(world: World) -> Defender:
+    team = world.defender
+    return Defender(Leak.IMAGE, team.images, team.identities, world.recognizer, 3, "cpu")
+
+
+def draws(seed: int = 1) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# --- the linear map and its inverse -------------------------------------------------------------
+
+
+def test_some_channels_are_those_of_all(faces: Tensor) -> None:
+    channels = (24, 3, 63)
+    wanted = block_dct.forward(faces[:2]).unflatten(1, (3, 64))[:, :, channels].flatten(1, 2)
+    torch.testing.assert_close(block_dct.forward(faces[:2], channels), wanted)
+
+
+def test_decode_is_the_papers_inverse(faces: Tensor) -> None:
+    coefficients = block_dct.forward(faces[:1].double())
+    blocks = coefficients.numpy().reshape(3, 8, 8, 112, 112).transpose(0, 3, 4, 1, 2)
+    large = fft.idctn(blocks, axes=(3, 4), norm="ortho").transpose(0, 1, 3, 2, 4)
+    luma, blue, red = torch.from_numpy(large.reshape(3, 1, 1, 896, 896))
+    luma = luma + 128
+    rgb = torch.cat(
+        [luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], 1
+    )
+    wanted = functional.interpolate(rgb / 255, (112, 112), mode="bilinear", align_corners=True)
+    found = block_dct.decode(coefficients)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-6)
+    assert (found - faces[:1]).abs().max() < 0.05
+
+
+def luma(images: Tensor) -> Tensor:
+    """Return gray images of the true mean: the constant is lost with DC."""
+    return images.clamp(0, 1).mean(1, keepdim=True).expand(-1, 3, -1, -1).double()
+
+
+@pytest.mark.parametrize(
+    ("channels", "similarity", "peak"),
+    [
+        pytest.param(block_dct.WITHOUT_DC, 0.9999, 100, id="without DC"),
+        pytest.param(partialface.KEPT, 0.8, 20, id="PartialFace, all 54"),
+        pytest.param(
+            [partialface.KEPT[place] for place in partialface.RELEASED_SUBSETS[0]],
+            0.8,
+            16,
+            id="PartialFace, 9 of 54",
+        ),
+    ],
+)
+def test_least_squares_sees_through_what_looks_black(
+    channels: list[int], similarity: float, peak: float, faces: Tensor
+) -> None:
+    face = faces[:1].double()
+    found = block_dct.least_squares(block_dct.forward(face, channels), channels, 300)
+    found = found - found.mean((2, 3), keepdim=True) + face.mean((2, 3), keepdim=True)
+    assert float(ssim(luma(found), luma(face), data_range=1.0)) >= similarity
+    assert float(psnr(luma(found), luma(face), data_range=1.0)) >= peak
+
+
+def test_least_squares_is_least(faces: Tensor) -> None:
+    channels = duetface.SERVER
+    clean = block_dct.forward(faces[:1].double(), channels)
+    noisy = clean + torch.randn(clean.shape, generator=draws(), dtype=torch.float64)
+    found = block_dct.least_squares(noisy, channels, 200)
+    moved = found + 0.01 * torch.randn(found.shape, generator=draws(), dtype=torch.float64)
+    left = [(block_dct.forward(x, channels) - noisy).square().sum() for x in (found, moved)]
+    assert left[0] < left[1]
+    assert left[0] < (clean - noisy).square().sum()
+
+
+def test_the_released_tables_of_partialface_cover_what_is_kept_once() -> None:
+    assert sorted(sum(partialface.RELEASED_SUBSETS, ())) == list(range(54))
+    assert len(partialface.KEPT) == 54
+    assert all(sum(divmod(channel, 8)) <= 3 for channel in partialface.DROPPED)
+    assert all(sorted(order) == list(range(9)) for order in partialface.RELEASED_ORDERS)
+
+
+def insider(defense: Defense, images: Tensor, world: World) -> Attacker:
+    held = Held(defense, lambda: torch.empty(0))
+    fresh = [Held(defense.fresh(), lambda: torch.empty(0))]
+    names = np.array([str(number) for number in range(len(images))])
+    return Attacker(
+        Threat.INSIDER,
+        Leak.IMAGE,
+        images,
+        names,
+        seed=0,
+        device="cpu",
+        recognizer=world.recognizer,
+        fresh=fresh,
+        deployed=held,
+    )
+
+
+@pytest.mark.parametrize("tables", ["released", "secret"])
+def test_the_residual_tells_which_subset_and_order_partialface_drew(
+    tables: str, faces: Tensor, scene: Defender, world: World
+) -> None:
+    defense = PartialFace(tables=tables).setup(scene)
+    records = defense.protect(faces[:4], generator=draws())
+    drawn = torch.randint(len(defense.choices), (4,), generator=draws())
+    attack = DCTInverse()
+    attack.fit(insider(defense, scene.images, world))
+    assert torch.equal(attack._likeliest(records), drawn)
+
+
+def test_records_that_are_no_selection_are_refused(scene: Defender, world: World) -> None:
+    with pytest.raises(ValueError, match="records of PPFRFD are no selection of DCT channels"):
+        DCTInverse().fit(insider(PPFRFD().setup(scene), scene.images, world))
+
+
+# --- servers ------------------------------------------------------------------------------------
+
+
+def server(scene: Defender, represent: adapted.Representation) -> adapted.Server:
+    statistics = channel_statistics(represent(scene.images))
+    made = adapted.Server(scene.recognizer, *statistics).requires_grad_(False)
+    adapted.regress_stem(made, represent, scene.images, draws())
+    return made
+
+
+def test_the_regressed_stem_of_an_affine_change_is_exact(scene: Defender, faces: Tensor) -> None:
+    def represent(images: Tensor) -> Tensor:
+        return 3 - 2 * images.flip(1)
+
+    made = server(scene, represent)
+    with torch.no_grad():
+        found = made(represent(faces))
+    wanted = scene.recognizer.embed(faces)
+    assert functional.cosine_similarity(found, wanted).min() >= 0.99
+
+
+def test_distillation_brings_embeddings_closer(scene: Defender) -> None:
+    def represent(images: Tensor) -> Tensor:
+        return functional.avg_pool2d(images, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+    made = server(scene, represent)
+    wanted = scene.recognizer.leaking(Leak.TEMPLATE, scene.images)
+
+    def loss() -> float:
+        with torch.no_grad():
+            found = made(represent(scene.images))
+        return float(1 - functional.cosine_similarity(found, wanted).mean())
+
+    before = loss()
+    adapted.distill(made, represent, scene.images, epochs=2, rate=5e-5, generator=draws())
+    assert loss() < before
+
+
+def test_the_server_is_trained_once_and_kept(scene: Defender, faces: Tensor) -> None:
+    kept: dict[str, dict[str, Tensor]] = {}
+
+    def keep(name: str, make: Any) -> dict[str, Tensor]:
+        if name not in kept:
+            kept[name] = {key: part.clone() for key, part in make().items()}
+        return kept[name]
+
+    def comparables() -> Tensor:
+        world = Defender(
+            Leak.IMAGE, scene.images, scene.identities, scene.recognizer, 3, "cpu", keep
+        )
+        defense = PartialFace(epochs=0).setup(world)
+        return defense.comparable(defense.protect(faces, generator=draws()))
+
+    first = comparables()
+    trained = kept["server"]
+    assert torch.equal(comparables(), first)
+    assert kept == {"server": trained}
+
+
+# --- the methods --------------------------------------------------------------------------------
+
+
+def test_dctdp_draws_laplace_noise_of_its_budget(scene: Defender, faces: Tensor) -> None:
+    clean = block_dct.forward(faces, block_dct.WITHOUT_DC)
+    noise = DCTDP(epsilon=2).setup(scene).protect(faces, generator=draws()) - clean
+    # The mean magnitude of Laplace noise is its scale, sensitivity 1 over epsilon.
+    assert float(noise.abs().mean()) == pytest.approx(0.5, abs=0.005)
+    assert noise.shape[1] == 189
+
+
+def test_dctdp_measures_the_range_of_every_coefficient(scene: Defender) -> None:
+    defense = DCTDP(epsilon=2, sensitivity="measured").setup(scene)
+    made = block_dct.forward(scene.images, block_dct.WITHOUT_DC)
+    torch.testing.assert_close(defense.scale, (made.amax(0) - made.amin(0)) / 2)
+
+
+def test_duetface_sends_all_but_ten_channels_and_a_mask(scene: Defender, faces: Tensor) -> None:
+    records = DuetFace().setup(scene).protect(faces, generator=draws())
+    assert records.shape[1:] == (163, 112, 112)
+    torch.testing.assert_close(records[:, :162], block_dct.forward(faces, duetface.SERVER))
+    assert (records[:, 162].amin((1, 2)) == 0).all()
+    assert (records[:, 162].amax((1, 2)) == 1).all()
+
+
+def test_ppfr_fd_sends_normalised_mixtures(scene: Defender, faces: Tensor) -> None:
+    records = PPFRFD().setup(scene).protect(faces[:2], generator=draws())
+    assert records.shape[1:] == (108, 112, 112)
+    assert records.mean((2, 3)).abs().max() < 1e-3
+    # Gray faces have no chroma to mix, whose deviation stays next to 0.
+    assert (records.std((2, 3)).sub(1).abs() < 1e-2).float().mean() > 0.3
+
+
+def test_minusface_without_training_regenerates_nothing(scene: Defender, faces: Tensor) -> None:
+    defense = MinusFace(steps=0, width=4).setup(scene)
+    coefficients = block_dct.forward(faces[:2])
+    with torch.no_grad():
+        assert not defense.regenerate(coefficients).any()
+    records = defense.protect(faces[:2], generator=draws())
+    order = torch.rand((2, 192), generator=draws()).argsort(1)
+    shuffled = torch.stack([x[row] for x, row in zip(coefficients, order, strict=True)])
+    torch.testing.assert_close(records, block_dct.decode(shuffled).clamp(0, 1))
+
+
+def test_minusface_learns_to_regenerate(scene: Defender, faces: Tensor) -> None:
+    def error(steps: int) -> float:
+        defense = MinusFace(steps=steps, width=4).setup(scene)
+        coefficients = block_dct.forward(faces[:3])
+        with torch.no_grad():
+            made = block_dct.decode(defense.regenerate(coefficients))
+        return float((made - faces[:3]).abs().mean())
+
+    assert error(4) < error(0)
+
+
+def test_instahide_mixes_two_images_with_random_signs(scene: Defender, faces: Tensor) -> None:
+    defense = InstaHide().setup(scene)
+    shares = defense._shares(500, draws())
+    assert shares.max() <= 0.65 + 1e-6
+    torch.testing.assert_close(shares.sum(1), torch.ones(500, 1, 1, 1))
+    records = defense.protect(faces, generator=draws())
+    assert float((records > 0).float().mean()) == pytest.approx(0.5, abs=0.01)
+    assert records.abs().max() <= 1
+
+
+def test_blur_keeps_what_is_flat_and_spreads_what_is_not() -> None:
+    flat = torch.full((1, 3, 112, 112), 0.7)
+    torch.testing.assert_close(Blur().protect(flat, generator=draws()), flat)
+    point = torch.zeros(1, 3, 112, 112)
+    point[..., 56, 56] = 1
+    made = Blur(sigma=2).protect(point, generator=draws())
+    assert float(made[0, 0, 56, 56]) == pytest.approx(1 / (8 * torch.pi), rel=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 8])
+def test_block_shuffle_moves_every_block_and_the_server_puts_them_back(
+    block: int, scene: Defender, faces: Tensor
+) -> None:
+    defense = BlockShuffle(block=block).setup(scene)
+    records = defense.protect(faces, generator=draws())
+    assert torch.equal(records.flatten().sort().values, faces.flatten().sort().values)
+    torch.testing.assert_close(defense.comparable(records), scene.recognizer.embed(faces))
