@@ -269,12 +269,14 @@ def new(
     kind: Annotated[PluginKind, typer.Argument(help="What to write.")],
     name: Annotated[str, typer.Argument(help="Its name, in lower case with hyphens.")],
 ) -> None:
-    """Write a plug-in file that runs at once into the current folder."""
-    from bench.scaffold import write_plugin
+    """Write a plug-in file that runs at once, and its contract test, into the current folder."""
+    from bench.scaffold import write_contract_test, write_plugin
 
     path = write_plugin(kind, name, Path.cwd())
-    typer.echo(f"Wrote {path.name}. Run it with:")
+    test = write_contract_test(kind, name, path)
+    typer.echo(f"Wrote {path.name} and {test.name}. Run them with:")
     typer.echo(f"  veilbench run smoke --plugin {path.name} --{kind} {name}")
+    typer.echo(f"  pytest {test.name}")
 
 
 @app.command()

@@ -82,6 +82,32 @@ class {title}(Attack):
         return self.images[nearest].mean(1)
 '''
 
+_CONTRACT = '''"""The contract of {name}: it runs, and its rows follow from raw values."""
+
+from pathlib import Path
+
+from bench.plan import load_suite, narrowed
+from bench.registry import load_plugin
+from bench.result_file import pack
+from bench.run import run_suite
+from bench.store import Store, default_root
+from reports.submission import faults
+
+UNREADABLE = "without knowing the defense they cannot be read"
+
+
+def test_{stem}_keeps_the_contract(tmp_path: Path) -> None:
+    load_plugin(Path(__file__).with_name("{stem}.py"))
+    suite = narrowed(load_suite("smoke"), {defenses}, {attacks}, None)
+    run_suite(suite, tmp_path, Store(default_root()), device="cpu", quiet=True)
+    run = pack(tmp_path)
+    assert faults(run) == []
+    mine = [row for row in run.rows if row.{kind} == "{name}"]
+    assert any(row.status == "ok" for row in mine)
+    failed = [row.reason for row in mine if row.status == "error"]
+    assert [reason for reason in failed if UNREADABLE not in reason] == []
+'''
+
 
 def write_plugin(kind: str, name: str, folder: Path) -> Path:
     """Write a new plug-in file.
@@ -104,12 +130,38 @@ def write_plugin(kind: str, name: str, folder: Path) -> Path:
     registry = DEFENSES if kind == "defense" else ATTACKS
     if name in registry.names():
         raise UserError(f"The {kind} {name!r} exists already: choose another name.")
-    path = folder / f"{name.replace('-', '_')}.py"
+    title = "".join(part.capitalize() for part in name.split("-"))
     template = _DEFENSE if kind == "defense" else _ATTACK
+    path = folder / f"{name.replace('-', '_')}.py"
+    return _write(path, template.format(name=name, title=title))
+
+
+def write_contract_test(kind: str, name: str, plugin: Path) -> Path:
+    """Write a test beside a plug-in file: pytest runs it in a small suite and checks its rows.
+
+    Args:
+        kind: "defense" or "attack".
+        name: Name that the file registers.
+        plugin: The file that `write_plugin` wrote.
+
+    Returns:
+        The path of the test.
+
+    Raises:
+        UserError: The file exists, or cannot be written.
+    """
+    chosen = {"defense": ([name], []), "attack": ([], [name])}[kind]
+    defenses, attacks = (str(names).replace("'", '"') for names in chosen)
+    fields = {"kind": kind, "name": name, "stem": plugin.stem}
+    text = _CONTRACT.format(**fields, defenses=defenses, attacks=attacks)
+    return _write(plugin.with_name(f"test_{plugin.name}"), text)
+
+
+def _write(path: Path, text: str) -> Path:
+    """Write a file that is not there."""
     try:
         with path.open("x", encoding="utf-8") as stream:
-            title = "".join(part.capitalize() for part in name.split("-"))
-            stream.write(template.format(name=name, title=title))
+            stream.write(text)
     except FileExistsError:
         raise UserError(f"The file {path} exists already: choose another name.") from None
     except OSError as error:

@@ -81,6 +81,22 @@ def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
     assert "mine-too" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
 
 
+def test_a_new_defense_keeps_its_contract(warm: Path, tmp_path: Path) -> None:
+    written = veilbench("new", "defense", "mine-too", folder=tmp_path)
+    assert written.stdout.splitlines()[-1] == "  pytest test_mine_too.py"
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache" / "veilbench").symlink_to(warm)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_mine_too.py"],
+        cwd=tmp_path,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "1 passed" in done.stdout, done.stdout
+
+
 def test_a_failing_plugin_is_a_row_and_the_others_finish(warm: Path, tmp_path: Path) -> None:
     veilbench("new", "attack", "breaks", folder=tmp_path)
     path = tmp_path / "breaks.py"

@@ -14,7 +14,7 @@ from bench.errors import UserError
 from bench.leaks import Leak
 from bench.plan import Cell, Spec
 from bench.registry import ATTACKS, DEFENSES, load_plugin
-from bench.scaffold import write_plugin
+from bench.scaffold import write_contract_test, write_plugin
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,21 @@ def test_the_file_is_short_and_clean(kind: str, tmp_path: Path) -> None:
     path = write_plugin(kind, LONG, tmp_path)
     assert path == tmp_path / "a_fairly_long_name_of_a_new_thing.py"
     assert len(path.read_text().splitlines()) <= 40
+    test = write_contract_test(kind, LONG, path)
+    assert test == tmp_path / "test_a_fairly_long_name_of_a_new_thing.py"
     # Import order depends on which packages count as one's own.
     for check in (["check", "--ignore", "I001"], ["format", "--check", "--line-length", "100"]):
         done = subprocess.run(
-            [sys.executable, "-m", "ruff", *check, "--isolated", "--no-cache", path.name],
+            [
+                sys.executable,
+                "-m",
+                "ruff",
+                *check,
+                "--isolated",
+                "--no-cache",
+                path.name,
+                test.name,
+            ],
             cwd=tmp_path,
             capture_output=True,
             text=True,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
@@ -9,6 +10,7 @@ import pytest
 from made_results import ADAPTIVE, ADVFACE, TRANSFER, WAY, Maker, small
 from typer.testing import CliRunner
 
+import reports
 from bench import result_file
 from bench.cli import app
 from bench.errors import UserError
@@ -16,8 +18,6 @@ from reports.gate import Answer, Baseline, Verdict, check, comparisons, judge
 from reports.gate_report import github_annotations, junit, markdown_summary
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from bench.result_file import ResultFile
 
 HOSTILE = "]]><script>|`::error::x`\n%0A\N{RIGHT-TO-LEFT OVERRIDE}\x00"
@@ -303,6 +303,16 @@ def test_a_gate_that_cannot_be_used_is_one_sentence(
     with pytest.raises(UserError, match=message) as caught:
         check(tmp_path / "gate.toml", tmp_path / "run.json")
     assert "\n" not in str(caught.value)
+
+
+def test_the_example_tells_what_the_readme_says() -> None:
+    folder = Path(reports.__file__).parent
+    verdict = check(folder / "examples/gate.toml", folder / "published/results/demo.json.gz")
+    first, second, third, *others = (finding.answer for finding in verdict.findings)
+    assert (first, second, third) == (Answer.HOLDS, Answer.BROKEN, Answer.HOLDS)
+    assert set(others) == {Answer.HOLDS}
+    workflow = (folder / "examples/privacy-gate.yml").read_text()
+    assert "veilbench gate gate.toml run --out gate" in workflow
 
 
 # --- ratios of times ---------------------------------------------------------------------------

@@ -11,8 +11,11 @@ import pytest
 from browser import open_browser
 from made_results import ADAPTIVE, ADVFACE, TRANSFER, Maker
 from test_report_folder import Page
+from typer.testing import CliRunner
 
+import reports
 from bench import result_file
+from bench.cli import app
 from bench.errors import UserError
 from bench.leaks import Leak
 from bench.threats import Threat
@@ -346,3 +349,18 @@ def test_a_hostile_name_stays_text_in_the_browser(tab: Tab) -> None:
     assert not tab.title().startswith("taken")
     tab.go_back()
     tab.wait_for_selector("html[data-ready]")
+
+
+def test_the_committed_results_become_a_site_by_one_command(tmp_path: Path) -> None:
+    committed = Path(reports.__file__).parent / "published" / "results"
+    arguments = ["leaderboard", str(committed), "--out", str(tmp_path / "site")]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    with open_browser() as browser:
+        page = browser.new_page()
+        page.goto((tmp_path / "site" / "index.html").as_uri())
+        page.get_by_role("link", name="orl · features · adaptive").click()
+        page.wait_for_selector("html[data-ready]")
+        assert column(page, 2) == ["advface"]
+        page.locator("#table tbody a").first.click()
+        assert page.locator("h1").inner_text() == "advface"
+        assert "Privacy-preserving Adversarial Facial Features" in page.locator("pre").inner_text()
