@@ -69,7 +69,8 @@ def forward(images: Tensor, channels: Sequence[int] = ALL) -> Tensor:
         channels: Which of the 64 channels of every color to keep, in the order wanted.
 
     Returns:
-        (N, 3 K, 112, 112), color by color, for K channels; magnitude up to 1024. No gradients.
+        (N, 3 K, 112, 112), color by color, for K channels; magnitude up to 1024;
+        single precision is within 1e-3 of double. No gradients.
     """
     kept = torch.tensor(channels, device=images.device)
     axis = _axis_matrix().to(images.device, images.dtype)
