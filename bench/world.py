@@ -145,8 +145,12 @@ class World:
 
     def images(self, photos: Indices | Sequence[int]) -> Tensor:
         """Return aligned photos as (N, 3, 112, 112) in [0, 1]."""
+        return in_unit_range(self.crops(photos))
+
+    def crops(self, photos: Indices | Sequence[int]) -> Tensor:
+        """Return aligned photos as (N, 3, 112, 112) of 8 bits: a quarter of the memory."""
         rows = [self._position[int(photo)] for photo in photos]
-        return self._crops[rows].to(self.device).float() / 255
+        return self._crops[rows].to(self.device)
 
     def identities(self, photos: Indices | Sequence[int]) -> NDArray[np.str_]:
         """Return whom photos show."""
@@ -343,13 +347,15 @@ class World:
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             defense = self.deployed(spec, leak)
             self.progress(f"protecting {len(photos)} photos with {spec.name}")
-            images = self.images(photos)
-            made, facts = protect(defense, images, draws(fields), keep=defense.comparable)
+            crops = self.crops(photos)
+            made, facts = protect(defense, crops, draws(fields), keep=defense.comparable)
             stored = made["records"].to(self.device)
             probes = {"stored-vs-stored": stored} if defense.mutual else {}
             if defense.plain_probes:
-                clean = self.recognizer.leaking(leak, images)
-                probes["stored-vs-fresh"] = comparables(defense, clean)
+                parts = (in_unit_range(part) for part in crops.split(BATCH))
+                clean = (self.recognizer.leaking(leak, part) for part in parts)
+                fresh_parts = [comparables(defense, part) for part in clean]
+                probes["stored-vs-fresh"] = torch.cat(fresh_parts)
             left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
             scores = {
                 way: defense.score(fresh, stored)[right, left] for way, fresh in probes.items()
@@ -379,9 +385,9 @@ class World:
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             self.progress(f"linking two applications of {spec.name}")
-            images = self.images(photos)
+            crops = self.crops(photos)
             mine, other = (
-                protect(self.instance(spec, leak, "defender", number), images, draws(fields))
+                protect(self.instance(spec, leak, "defender", number), crops, draws(fields))
                 for number, fields in enumerate((first, second))
             )
             records = [made["records"].to(self.device) for made, _ in (mine, other)]
@@ -452,25 +458,34 @@ def protect(
 
     Args:
         defense: A fitted defense.
-        images: (N, 3, 112, 112) in [0, 1].
+        images: (N, 3, 112, 112) in [0, 1], or 8-bit crops.
         generator: Source of all per-record randomness.
         keep: What to keep of each batch of records.
 
     Returns:
         The kept ("records"), and facts: shape of a record, and seconds that protection alone took.
     """
-    kept, seconds, shape = [], 0.0, torch.Size()
+    kept, seconds, shape, done = torch.empty(0), 0.0, torch.Size(), 0
     with torch.no_grad(), profile.span(f"protect by {type(defense).__name__}", MODELS):
         for batch in images.split(BATCH):
-            clean = defense.recognizer.leaking(defense.leak, batch)
+            clean = defense.recognizer.leaking(defense.leak, in_unit_range(batch))
             started = time.perf_counter()
             records = defense.protect(clean, generator=generator)
             seconds += time.perf_counter() - started
             check_records(defense, records, len(batch))
             shape = records.shape[1:]
-            kept.append(keep(records.float()).cpu())
+            part = keep(records.float())
+            if done == 0:  # All at once: gathered parts would take twice the memory.
+                kept = torch.empty(len(images), *part.shape[1:], dtype=part.dtype)
+            kept[done : done + len(part)] = part
+            done += len(part)
     facts = {"shape": list(shape), "protect_seconds": seconds, "count": len(images)}
-    return {"records": torch.cat(kept)}, facts
+    return {"records": kept}, facts
+
+
+def in_unit_range(images: Tensor) -> Tensor:
+    """Return images in [0, 1], made from 8 bits if need be."""
+    return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def comparables(defense: Defense, records: Tensor) -> Tensor:
@@ -528,4 +543,4 @@ def _embedded(recognizer: Recognizer, crops: Tensor, device: str) -> Tensor:
     with every batch full, a photo has the same embedding in every run.
     """
     full = crops[torch.arange(BATCH).clamp(max=len(crops) - 1)]
-    return recognizer.leaking(Leak.TEMPLATE, full.to(device).float() / 255)[: len(crops)].cpu()
+    return recognizer.leaking(Leak.TEMPLATE, in_unit_range(full.to(device)))[: len(crops)].cpu()
