@@ -6,6 +6,12 @@ URL.revokeObjectURL(source);
 
 const element = document.getElementById("table");
 
+// DataTables' style knows dark mode by a class, the rest of the page by the media query.
+const dark = matchMedia("(prefers-color-scheme: dark)");
+const follow = () => document.documentElement.classList.toggle("dark", dark.matches);
+dark.addEventListener("change", follow);
+follow();
+
 const DEFENSE = 1;
 const FLAGS = 7;
 

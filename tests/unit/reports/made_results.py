@@ -167,3 +167,24 @@ def small() -> Maker:
     maker.attack(0.05, attack="unet", **TRANSFER).attack(0.05, attack="worst-case", **TRANSFER)
     maker.attack(0.9, attack="unet", **ADAPTIVE).attack(0.9, attack="worst-case", **ADAPTIVE)
     return maker
+
+
+def started(file: ResultFile, date: str) -> ResultFile:
+    """Return the file as a run of another day."""
+    run = {
+        "suite": {
+            "name": "made",
+            "title": "Made <up>",
+            "dataset": file.rows[0].dataset,
+            "recognizer": {"name": "sface"},
+            "fmr": 0.001,
+        },
+        "versions": {},
+        "command": [],
+        "device": "cpu",
+        "credits": [],
+        "started": date,
+        "seconds": 1,
+    }
+    changed = file.model_copy(update={"run": run, "sha256": ""})
+    return changed.model_copy(update={"sha256": changed.content()})

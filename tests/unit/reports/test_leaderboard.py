@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 from browser import open_browser
-from made_results import ADAPTIVE, ADVFACE, TRANSFER, Maker
+from made_results import ADAPTIVE, ADVFACE, TRANSFER, Maker, started
 from test_report_folder import Page
 from typer.testing import CliRunner
 
@@ -26,9 +26,9 @@ from reports.standings import Board, boards, ranks, read_folder
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
-    from bench.result_file import ResultFile
     from bench.results import Row
 
 HOSTILE = (
@@ -63,27 +63,6 @@ def defended(name: str, level: float, maker: Maker, threat: Threat = Threat.ADAP
         maker.utility(0.01, **about)
     for attack in ("unet", "worst-case"):
         maker.attack(level, attack=attack, **about, threat=threat)
-
-
-def started(file: ResultFile, date: str) -> ResultFile:
-    """Return the file as a run of another day."""
-    run = {
-        "suite": {
-            "name": "made",
-            "title": "Made <up>",
-            "dataset": file.rows[0].dataset,
-            "recognizer": {"name": "sface"},
-            "fmr": 0.001,
-        },
-        "versions": {},
-        "command": [],
-        "device": "cpu",
-        "credits": [],
-        "started": date,
-        "seconds": 1,
-    }
-    changed = file.model_copy(update={"run": run, "sha256": ""})
-    return changed.model_copy(update={"sha256": changed.content()})
 
 
 @pytest.fixture(scope="module")
@@ -288,19 +267,24 @@ def test_settings_that_cannot_be_used_are_one_sentence(
 
 
 @pytest.fixture(scope="module")
-def tab(site: Path) -> Iterator[Tab]:
+def browser() -> Iterator[Browser]:
+    with open_browser() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def tab(site: Path, browser: Browser) -> Iterator[Tab]:
     """The table of the adaptive threat; a fault on the page fails the test."""
-    with open_browser() as browser:
-        page = browser.new_page()
-        page.set_default_timeout(20_000)
-        faults: list[str] = []
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda message: faults.append(message.text))
-        page.route(re.compile("^(?!file:|blob:)"), lambda route: faults.append(route.request.url))
-        page.goto(next(site.glob("table-00-*.html")).as_uri())
-        page.wait_for_selector("html[data-ready]")
-        yield page
-        assert faults == []
+    page = browser.new_page()
+    page.set_default_timeout(20_000)
+    faults: list[str] = []
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda message: faults.append(message.text))
+    page.route(re.compile("^(?!file:|blob:)"), lambda route: faults.append(route.request.url))
+    page.goto(next(site.glob("table-00-*.html")).as_uri())
+    page.wait_for_selector("html[data-ready]")
+    yield page
+    assert faults == []
 
 
 def column(tab: Tab, place: int) -> list[str]:
@@ -351,16 +335,35 @@ def test_a_hostile_name_stays_text_in_the_browser(tab: Tab) -> None:
     tab.wait_for_selector("html[data-ready]")
 
 
-def test_the_committed_results_become_a_site_by_one_command(tmp_path: Path) -> None:
+def test_the_committed_results_become_a_site_by_one_command(
+    browser: Browser, tmp_path: Path
+) -> None:
     committed = Path(reports.__file__).parent / "published" / "results"
     arguments = ["leaderboard", str(committed), "--out", str(tmp_path / "site")]
     assert CliRunner().invoke(app, arguments).exit_code == 0
-    with open_browser() as browser:
-        page = browser.new_page()
-        page.goto((tmp_path / "site" / "index.html").as_uri())
-        page.get_by_role("link", name="orl · features · adaptive").click()
-        page.wait_for_selector("html[data-ready]")
-        assert column(page, 2) == ["advface"]
-        page.locator("#table tbody a").first.click()
-        assert page.locator("h1").inner_text() == "advface"
-        assert "Privacy-preserving Adversarial Facial Features" in page.locator("pre").inner_text()
+    page = browser.new_page()
+    page.goto((tmp_path / "site" / "index.html").as_uri())
+    page.get_by_role("link", name="orl · features · adaptive").click()
+    page.wait_for_selector("html[data-ready]")
+    assert column(page, 2) == ["advface"]
+    page.locator("#table tbody a").first.click()
+    assert page.locator("h1").inner_text() == "advface"
+    assert "Privacy-preserving Adversarial Facial Features" in page.locator("pre").inner_text()
+
+
+@pytest.mark.parametrize("width", [390, 1400])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_page_fits_its_window_and_text_stands_out(
+    site: Path, browser: Browser, width: int, scheme: str
+) -> None:
+    page = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)  # type: ignore[arg-type]
+    page.goto(next(site.glob("table-00-*.html")).as_uri())
+    page.wait_for_selector("html[data-ready]")
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    colors = page.evaluate(
+        """() => ["#table tbody td:nth-child(3) bdi", ".dt-container", "body"].map(
+            (where) => getComputedStyle(document.querySelector(where))
+        ).map((style, place) => place ? style.backgroundColor : style.color)"""
+    )
+    ink, *papers = (sum(int(x) for x in re.findall(r"\d+", color)[:3]) for color in colors)
+    assert all(abs(ink - paper) > 300 for paper in papers)
