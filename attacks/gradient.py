@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from attacks.base import Attack
 from attacks.ridge import Ridge
 from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
+from bench.recognizers.base import BATCH
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Threat
 
@@ -101,13 +103,15 @@ class Gradient(Attack):
         optimizer = torch.optim.Adam([z], lr=self.rate)
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.rate * falling(step / self.steps)
+            optimizer.zero_grad()
+            move = random_move(self.shift)
+            # Batches that fit in the processor's cache are faster than all probes at once.
             with torch.enable_grad():
-                found = self.recognizer.embed(moved(self.faces(z), self.shift))
-                distance = 1 - functional.cosine_similarity(found, target)
-                # A sum over probes: each has its own gradient, whatever else is in the batch.
-                loss = (distance + self.prior * z.square().mean(1)).sum()
-                optimizer.zero_grad()
-                loss.backward()
+                for part, wanted in zip(z.split(BATCH), target.split(BATCH), strict=True):
+                    found = self.recognizer.embed(move(self.faces(part)))
+                    distance = 1 - functional.cosine_similarity(found, wanted)
+                    # A sum over probes: each has its own gradient, whatever else is in the batch.
+                    (distance + self.prior * part.square().mean(1)).sum().backward()
             optimizer.step()
         with torch.no_grad():
             return self.faces(z)
@@ -126,8 +130,13 @@ def falling(progress: float) -> float:
     return (1 + math.cos(math.pi * progress)) / 2
 
 
-def moved(images: Tensor, shift: int) -> Tensor:
-    """Return images shifted by up to some pixels and perhaps mirrored, all alike."""
+def random_move(shift: int) -> Callable[[Tensor], Tensor]:
+    """Return a function that shifts images by up to some pixels and perhaps mirrors them."""
     down, right = (int(torch.randint(-shift, shift + 1, ())) for _ in range(2))
-    images = images.roll((down, right), (2, 3))
-    return images.flip(3) if torch.rand(()) < 0.5 else images
+    mirrored = bool(torch.rand(()) < 0.5)
+
+    def move(images: Tensor) -> Tensor:
+        images = images.roll((down, right), (2, 3))
+        return images.flip(3) if mirrored else images
+
+    return move

@@ -15,13 +15,15 @@ from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.networks import half_precision
 from bench.recognizers.base import Recognizer
-from bench.registry import ATTACKS
+from bench.registry import ATTACKS, DEFENSES
 from bench.threats import Attacker, Held, Meter, Threat
 from bench.world import seeded
+from defenses.base import Defender
 
 if TYPE_CHECKING:
     from attacks.base import Attack
     from bench.world import World
+    from defenses.keyed import Keyed
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -237,3 +239,62 @@ def test_denoise_first_restores_the_map(world: World, own: Tensor) -> None:
         images = attack.network(restored)
     assert (restored - clean).abs().mean() < 0.3
     assert torch.equal(attack.reconstruct(clean + 1), images)
+
+
+# --- pre-images ---------------------------------------------------------------------------------
+
+HASHES = ["biohash", "mlp-hash", "iom-grp", "iom-urp", "imm", "diom"]
+
+
+def scheme(name: str, world: World, seed: int = 0, **parameters: Any) -> Keyed:
+    team = world.defender
+    defender = Defender(Leak.TEMPLATE, team.images, team.identities, world.recognizer, seed, "cpu")
+    made: Keyed = DEFENSES.get(name).create(name, parameters).setup(defender)
+    return made
+
+
+@pytest.mark.parametrize("name", HASHES)
+def test_a_code_names_the_winners_of_its_contest(name: str, world: World) -> None:
+    hashing = scheme(
+        name, world, **({"steps": 0, "indices": 8, "width": 16} if name == "diom" else {})
+    )
+    templates = torch.nn.functional.normalize(normal(3, 128), dim=1)
+    codes = hashing.protect(templates, generator=torch.Generator())
+    key = hashing.key_of(codes[0])
+    leaf = templates.clone().requires_grad_()
+    contest = hashing.contest(leaf, key)
+    assert contest is not None
+    assert torch.equal(contest.argmax(2).float(), codes)
+    contest.amax(2).sum().backward()
+    assert leaf.grad is not None
+    assert leaf.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize(("name", "least"), [("biohash", 0.75), ("iom-grp", 0.9)])
+def test_the_key_gives_the_template_back_and_another_key_does_not(
+    name: str, least: float, world: World, own: Tensor
+) -> None:
+    deployed = scheme(name, world)
+    templates = torch.nn.functional.normalize(normal(6, 128), dim=1)
+    codes = deployed.protect(templates, generator=torch.Generator())
+
+    def similarity(held: Keyed) -> float:
+        instance = Held(
+            held, lambda: held.protect(normal(len(own), 128), generator=torch.Generator())
+        )
+        attacker = Attacker(
+            Threat.INSIDER,
+            Leak.TEMPLATE,
+            own,
+            world.attacker.identities,
+            seed=0,
+            device="cpu",
+            recognizer=world.recognizer,
+            fresh=[],
+            deployed=instance,
+        )
+        found = fitted("preimage", attacker, steps=1, usual=0.0).target(codes)  # type: ignore[attr-defined]
+        return float(torch.cosine_similarity(found, templates).mean())
+
+    assert similarity(deployed) > least
+    assert abs(similarity(scheme(name, world, seed=1))) < 0.3
