@@ -15,7 +15,7 @@ import math
 import zlib
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +27,7 @@ from pydantic import (
     PlainSerializer,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 
 from bench import results
@@ -100,6 +101,14 @@ class PairList(_Part):
     right: list[Annotated[int, Field(ge=0)]]
     fold: list[int]
 
+    @model_validator(mode="after")
+    def _refer_to_photos(self) -> Self:
+        if not len(self.left) == len(self.right) == len(self.fold):
+            raise ValueError("left, right and fold differ in length")
+        if max([*self.left, *self.right], default=-1) >= len(self.photos):
+            raise ValueError("a pair names a photo that is not there")
+        return self
+
     def identities(self) -> tuple[NDArray[np.str_], NDArray[np.str_]]:
         """Return whom the left and the right photos show."""
         people = np.array([photo.identity for photo in self.photos])
@@ -157,6 +166,13 @@ class ResultFile(_Part):
     pairs: dict[str, PairList]
     cells: dict[str, CellValues]
     rows: list[FileRow]
+
+    @model_validator(mode="after")
+    def _refer_to_seeds(self) -> Self:
+        lost = {str(row.seed) for row in self.rows} - self.seeds.keys()
+        if lost:
+            raise ValueError(f"rows name a seed that is not there: {min(lost)}")
+        return self
 
     def content(self) -> str:
         """Return the sha256 that the file should name."""

@@ -160,6 +160,27 @@ def test_what_is_no_result_file_is_one_sentence(tmp_path: Path, text: str, messa
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda d: d["pairs"]["pairs"]["left"].pop(), "pairs.pairs: .*differ in length"),
+        (lambda d: d["pairs"]["pairs"]["left"].__setitem__(0, 9999), "a photo that is not there"),
+        (lambda d: d["pairs"]["pairs"]["left"].__setitem__(0, -1), "greater than or equal to 0"),
+        (lambda d: d["seeds"].clear(), "a seed that is not there: 0"),
+        (lambda d: d["rows"][0].update(more=1), "rows.0.more: Extra inputs"),
+        (lambda d: d["rows"][0].update(value="high"), "rows.0.value"),
+    ],
+)
+def test_a_file_whose_parts_do_not_fit_is_refused(
+    tmp_path: Path, change: Callable[[Any], object], message: str
+) -> None:
+    document = json.loads(small().file().model_dump_json())
+    change(document)
+    (tmp_path / "r.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match=message):
+        result_file.read(tmp_path / "r.json")
+
+
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     result_file.write(small().file(), tmp_path / "r.json.gz")
     monkeypatch.setattr(result_file, "LARGEST", 1000)
