@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
 import hashlib
+import importlib.util
 import inspect
 import sys
+import types
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -55,21 +58,51 @@ class Plugin:
 
 
 def source_fingerprint(module_name: str) -> str:
-    """Return the sha256 of the source of an imported module and of the plug-in code it uses."""
+    """Return the sha256 of the source of an imported module and of the plug-in code it uses.
+
+    That is, transitively, what it imports at its top from veilbench's own plug-in code, from its
+    own package, and from files beside it.
+    """
     digest = hashlib.sha256()
     # In the order of names, not of paths: where a package is installed changes nothing.
-    for _, path in sorted(_source_files(module_name, {}).items()):
-        digest.update(path.read_bytes())
+    for _, path in sorted(_source_files(module_name, module_name, {}).items()):
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
     return digest.hexdigest()
 
 
-def _source_files(module_name: str, found: dict[str, Path]) -> dict[str, Path]:
+def _source_files(module_name: str, root: str, found: dict[str, Path]) -> dict[str, Path]:
     """Return the files of a module and, transitively, of the plug-in code that it imports."""
     if module_name not in found:
         module = sys.modules[module_name]
         found[module_name] = Path(inspect.getfile(module))
-        for value in vars(module).values():
-            used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-            if isinstance(used, str) and used.startswith(PLUGIN_CODE):
-                _source_files(used, found)
+        for used in sorted(_imported(module)):
+            if used.startswith(PLUGIN_CODE) or _belongs(used, root):
+                _source_files(used, root, found)
     return found
+
+
+def _imported(module: types.ModuleType) -> set[str]:
+    """Return the loaded modules that a module's names come from, and that its top imports."""
+    names = set()
+    for value in vars(module).values():
+        used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
+        names |= {used} if isinstance(used, str) else set()
+    # A number that is imported does not say where it comes from; the import does.
+    for node in ast.parse(Path(inspect.getfile(module)).read_bytes()).body:
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            start = "." * node.level + (node.module or "")
+            source = importlib.util.resolve_name(start, module.__package__)
+            names |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
+    return {name for name in names if name in sys.modules}
+
+
+def _belongs(module_name: str, root: str) -> bool:
+    """Say whether a module is part of the package of a plug-in, or a file beside it."""
+    if "." in root and module_name.partition(".")[0] == root.partition(".")[0]:
+        return root.partition(".")[0] not in {"attacks", "bench", "defenses"}
+    file, home = (getattr(sys.modules[name], "__file__", None) for name in (module_name, root))
+    if file is None or home is None or "." in root:
+        return False
+    return Path(file).parent == Path(home).parent

@@ -1,10 +1,21 @@
-"""Keys and seeds."""
+"""Keys and seeds: what must change them, and what must not."""
 
 from __future__ import annotations
 
+import importlib
+import json
+import pickle
+import sys
+from pathlib import Path
+
 import pytest
 
+from bench.cell import Cells
 from bench.keys import derived_seed, digest
+from bench.plan import Spec, cells
+from bench.plugin import source_fingerprint
+from bench.store import Store
+from bench.world import World
 
 
 def test_a_key_depends_on_values_and_not_on_the_order_of_names() -> None:
@@ -23,3 +34,75 @@ def test_a_changed_source_changes_the_key_and_not_the_seed() -> None:
 def test_what_is_no_number_has_no_key() -> None:
     with pytest.raises(ValueError, match="not JSON compliant"):
         digest({"value": float("nan")})
+
+
+PLUGIN = """
+import json
+from helper_of_{name} import EPS
+import {name}_more
+"""
+
+
+def fingerprint(folder: Path, name: str, texts: dict[str, str]) -> str:
+    """Return the fingerprint of a plug-in with files beside it, as a new process would."""
+    folder.mkdir(exist_ok=True)
+    for module, text in texts.items():
+        (folder / f"{module}.py").write_text(text)
+        sys.modules.pop(module, None)
+    importlib.invalidate_caches()
+    importlib.import_module(name)
+    return source_fingerprint(name)
+
+
+def test_the_source_of_a_plugin_and_of_its_helpers_is_in_the_key_and_its_place_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    texts = {
+        "mine": PLUGIN.format(name="mine"),
+        "helper_of_mine": "EPS = 1",
+        "mine_more": "import mine_deep",
+        "mine_deep": "",
+    }
+    keys = []
+    for place, changed in enumerate([None, *texts]):
+        now = {name: text + "\n#" * (name == changed) for name, text in texts.items()}
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path / str(place))
+            keys.append(fingerprint(tmp_path / str(place), "mine", now))
+    assert len(set(keys)) == 1 + len(texts)
+    with monkeypatch.context() as patch:
+        patch.syspath_prepend(tmp_path / "elsewhere")
+        assert fingerprint(tmp_path / "elsewhere", "mine", texts) == keys[0]
+    for name in texts:
+        del sys.modules[name]
+
+
+def test_device_workers_paths_and_batches_are_not_in_the_key_of_a_cell(
+    world: World, tmp_path: Path
+) -> None:
+    other = World(world.suite, world.seed, Store(tmp_path), "cpu", None, print)
+    [cell] = cells(world.suite)
+    fields = Cells(world).fields(cell)
+    assert digest(Cells(other).fields(cell)) == digest(fields)
+    text = json.dumps(fields)
+    for word in ("device", "cpu", str(tmp_path), str(world.store.root), "workers", "threads"):
+        assert word not in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"fresh_instances": 3}, {"query_budget": 41}, {"score_budget": 7}],
+)
+def test_a_budget_is_in_the_key_of_a_cell(change: dict[str, int], world: World) -> None:
+    suite = world.suite.model_copy(update=change)
+    other = World(suite, world.seed, world.store, "cpu", None)
+    [cell] = cells(suite)
+    assert digest(Cells(other).fields(cell)) != digest(Cells(world).fields(cell))
+
+
+def test_a_list_is_a_parameter_too() -> None:
+    one, two = (Spec("defense", "mine", (("bands", [1, 2]),)) for _ in range(2))
+    assert one == two
+    assert {one: 1}[two] == 1
+    assert pickle.loads(pickle.dumps(one)) == one
