@@ -2,14 +2,21 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
+from made_results import Maker, started
 from run_folder import HOSTILE, build
 
+from bench import result_file
 from bench.errors import UserError
+from bench.leaks import Leak
+from bench.threats import Threat
 from reports.figures import plain
+from reports.leaderboard import write_site
 from reports.report import latex, markdown, write_report
 from reports.run import visible
 
@@ -193,3 +200,39 @@ def test_a_very_long_name_is_no_file_name(tmp_path: Path) -> None:
     write_report(run)
     with (run / "report/tables/privacy.csv").open(newline="") as stream:
         assert list(csv.reader(stream))[-1][1] == "d" * 5000
+
+
+# --- LaTeX, where a TeX is installed ------------------------------------------------------------
+
+DOCUMENT = r"""\documentclass{{article}}
+\usepackage{{booktabs}}
+\begin{{document}}
+\tiny
+{inputs}
+\end{{document}}
+"""
+
+
+def test_the_tables_of_a_report_and_of_a_site_compile(run: Path, tmp_path: Path) -> None:
+    compiler = next((path for x in ("pdflatex", "lualatex") if (path := shutil.which(x))), None)
+    if compiler is None:
+        pytest.skip("no TeX: neither pdflatex nor lualatex is on the path")
+    about = {"leak": Leak.FEATURES, "defense": HOSTILE, "defense_params": "{}"}
+    maker = Maker().references().utility(0.02, **about)
+    maker.attack(0.5, attack="worst-case", **about, threat=Threat.ADAPTIVE)
+    (tmp_path / "results").mkdir()
+    result_file.write(started(maker.file(), "2026-01-01"), tmp_path / "results" / "r.json")
+    write_site(tmp_path / "results", tmp_path / "site")
+    found = [
+        *sorted((run / "report" / "tables").glob("*.tex")),
+        *sorted((tmp_path / "site").glob("*.tex")),
+    ]
+    assert len(found) == 4
+    for place, path in enumerate(found):
+        shutil.copyfile(path, tmp_path / f"t{place}.tex")
+    inputs = "\n\n".join(rf"\input{{t{place}}}" for place in range(len(found)))
+    (tmp_path / "all.tex").write_text(DOCUMENT.format(inputs=inputs))
+    command = [compiler, "-halt-on-error", "-interaction=nonstopmode", "all.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stdout.decode(errors="replace")[-2000:]
+    assert (tmp_path / "all.pdf").stat().st_size > 10_000
