@@ -275,11 +275,14 @@ def linkability(scores: NDArray[np.float64], identities: NDArray[np.str_]) -> li
     null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
     others = np.sort(chosen)
     people = identities[np.nonzero(mated)[0]]
+    auc = clustered_mean(_ranks(scores[mated], others), people)
     threshold = others[-1 - int(LINKING_FMR * len(others))]
     renewed = (scores.diagonal() > threshold).astype(float)
     return [
         Score("d-sys", "d-sys", _plain(found.d_sys, found.n_mated), flags=null),
-        Score("linkage-auc", "linkage-auc", clustered_mean(_ranks(scores[mated], others), people)),
+        Score(
+            "linkage-auc", "linkage-auc", replace(auc, low=max(auc.low, 0), high=min(auc.high, 1))
+        ),
         Score("renewed-linked", "renewed-linked", clustered_rate(renewed, identities)),
     ]
 

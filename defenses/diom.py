@@ -28,7 +28,9 @@ class DIoM(Keyed):
     Leaks: template. Secrets: the permutation of each group, and the trained network. Score: share
     of equal indices. Known weakness: with the key the network is differentiable and a pre-image
     search inverts it (Paik et al., BMVC 2023). Source: facts of Cryptology-Algorithm-Lab/
-    Analysis_LSH (hidden layer 1024, m = 512, q = 30); the loss and the optimiser are ours.
+    Analysis_LSH (hidden layer 1024, m = 512, q = 30); the loss and the optimiser are ours. They
+    need more people than small sets have: trained on 800 photos of LFW, accuracy on 300 pairs of
+    others was .59 [.53, .65], where undefended templates have .99.
 
     Args:
         indices: Groups of outputs; one index is stored of each.
