@@ -137,6 +137,11 @@ class Registry:
             name=name,
             target=f"{target.__module__}:{target.__qualname__}",
             summary=_first_sentence(target.__doc__),
+            traits=tuple(
+                str(trait)
+                for attribute in ("leaks", "threats")
+                for trait in sorted(getattr(target, attribute, ()))
+            ),
             origin=inspect.getsourcefile(target) or target.__module__,
         )
         self._enter(entry, self._table())

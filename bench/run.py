@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
+import os
 import platform
 import sys
 import time
@@ -134,6 +136,7 @@ def run_suite(
     started = time.perf_counter()
     how = workers or Workers()
     planned = cells(suite)
+    _check_folder(out)  # before hours of work whose results it could not hold
     phases = scene_jobs(suite), cell_jobs(suite)
     settings = Settings(
         suite.model_dump_json(), store.root, device, data_root, how.plugins, how.time_limit
@@ -465,13 +468,24 @@ def _write_run(suite: Suite, out: Path, world: World, store: Store, seconds: flo
         path.write_text(json.dumps(facts, indent=1, default=str))
 
 
+def _check_folder(folder: Path) -> None:
+    """Refuse a folder that could not be made, without making it."""
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise _unusable(folder, os.strerror(errno.ENOTDIR))
+    if not os.access(nearest, os.W_OK):
+        raise _unusable(folder, os.strerror(errno.EACCES))
+
+
+def _unusable(folder: Path, why: str | None) -> UserError:
+    return UserError(f"The folder {folder} cannot be made ({why}): give another with --out.")
+
+
 def _make_folder(folder: Path) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be made ({error.strerror}): give another with --out."
-        ) from error
+        raise _unusable(folder, error.strerror) from error
     return folder
 
 

@@ -65,7 +65,11 @@ class _Planted(Defense):
 @DEFENSES.register("planted-permutation")
 @dataclass
 class PlantedPermutation(_Planted):
-    """The numbers of a template in another order."""
+    """The numbers of a template in another order.
+
+    Leaks: template. Secrets: the order. Known weakness: one order for all records, which an insider
+    undoes and a few pairs give away.
+    """
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
         """Return a permutation matrix."""
@@ -75,7 +79,11 @@ class PlantedPermutation(_Planted):
 @DEFENSES.register("planted-linear")
 @dataclass
 class PlantedLinear(_Planted):
-    """A template times a random matrix of moderate condition."""
+    """A template times a random matrix of moderate condition.
+
+    Leaks: template. Secrets: the matrix. Known weakness: it has an inverse, which an insider
+    applies and a few hundred pairs give away.
+    """
 
     def draw(self, size: int, generator: torch.Generator) -> Tensor:
         """Return the identity plus half a random rotation."""

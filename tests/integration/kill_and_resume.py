@@ -1,6 +1,6 @@
-"""Kill a run at 50 random moments, each time starting the same run again.
+"""Kill a run at random moments, each time starting the same run again.
 
-Forked children do the runs, so that a start costs milliseconds. Usage: python FILE FOLDER
+Forked children do the runs, so that a start costs milliseconds. Usage: python FILE FOLDER KILLS
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ from bench.registry import load_plugin
 from bench.run import run_suite
 from bench.store import Store
 
-KILLS = 50
 
-
-def main(folder: Path) -> None:
+def main(folder: Path, wanted: int) -> None:
     """Write finished runs into numbered folders, and print how many kills they survived."""
     suite = parse_suite(
         tomllib.loads(load_plugin(Path(__file__).with_name("tiny.py")).SUITE), "tiny.py"
@@ -30,7 +28,7 @@ def main(folder: Path) -> None:
     kills = runs = 0
     run(suite, folder / "first")  # What it loads, its children need not load again.
     whole = run_and_kill(suite, folder / "0", after=float("inf"))[1]
-    while kills < KILLS:
+    while kills < wanted:
         killed, _ = run_and_kill(suite, folder / str(runs + 1), after=chance.uniform(0, whole / 4))
         kills += killed
         runs += not killed
@@ -60,4 +58,4 @@ def run_and_kill(suite: Suite, folder: Path, after: float) -> tuple[bool, float]
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import tarfile
 from pathlib import Path
@@ -71,6 +72,11 @@ def test_only_photos_as_distributed_count(tmp_path: Path) -> None:
         "README/readme.txt": b"text",
     }
     assert contents(LFW(archive(tmp_path, FILES | others))) == FILES
+
+
+def test_copies_under_a_wrong_name_are_left_out(tmp_path: Path) -> None:
+    copies = {"Ricky_Ray/Ricky_Ray_0001.jpg": b"Bart Hendricks"}
+    assert contents(LFW(archive(tmp_path, FILES | copies))) == FILES
 
 
 def test_links_in_a_tar_are_not_followed(tmp_path: Path) -> None:
@@ -144,8 +150,10 @@ def lfw(lfw_root: Path) -> LFW:
 
 
 def test_the_distribution_is_complete(lfw: LFW) -> None:
-    assert len(lfw.photos) == 13_233
-    assert len({photo.identity for photo in lfw.photos}) == 5_749
+    assert len(lfw.photos) == 13_233 - 2
+    assert len({photo.identity for photo in lfw.photos}) == 5_749 - 2
+    # Every other file is one of its own.
+    assert len({hashlib.sha256(lfw.read(photo)).digest() for photo in lfw.photos}) == 13_231
     for photo in lfw.photos[::3001]:
         assert decode(lfw.read(photo), where=photo.key).shape == (250, 250, 3)
 
