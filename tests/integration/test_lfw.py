@@ -22,7 +22,7 @@ def small_lfw() -> Suite:
             "split": {
                 "pairs_per_fold": 6,
                 "probes": 40,
-                "attacker_images": 400,
+                "attacker_images": 320,
                 "defender_images": 200,
                 "gallery_people": 40,
             },

@@ -250,14 +250,11 @@ def test_minusface_without_training_regenerates_nothing(scene: Defender, faces: 
 
 
 def test_minusface_learns_to_regenerate(scene: Defender, faces: Tensor) -> None:
-    def error(steps: int) -> float:
-        defense = MinusFace(steps=steps, width=4).setup(scene)
-        coefficients = block_dct.forward(faces[:3])
-        with torch.no_grad():
-            made = block_dct.decode(defense.regenerate(coefficients))
-        return float((made - faces[:3]).abs().mean())
-
-    assert error(2) < error(0)
+    defense = MinusFace(steps=2, width=4).setup(scene)
+    with torch.no_grad():
+        made = block_dct.decode(defense.regenerate(block_dct.forward(faces[:3])))
+    # Nothing regenerated is mid-gray.
+    assert (made - faces[:3]).abs().mean() < (128 / 255 - faces[:3]).abs().mean()
 
 
 def test_instahide_mixes_two_images_with_random_signs(scene: Defender, faces: Tensor) -> None:
