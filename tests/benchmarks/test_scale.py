@@ -79,6 +79,8 @@ def test_a_cached_rerun_takes_a_small_share_of_the_first_run(
     again = run(tmp_path, "out", "--store", "store")
     benchmark.extra_info.update(first=first, again=again, share=again / first, listing=start)
     benchmark.pedantic(lambda: None)
+    # The report is written anew and Python starts anew: not shown yet for runs under minutes.
+    assert again <= 0.03 * first
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
@@ -95,6 +97,7 @@ def test_help_starts_at_once(benchmark: BenchmarkFixture, tmp_path: Path) -> Non
     seconds = median(veilbench("--help", folder=tmp_path) for _ in range(9))
     benchmark.extra_info["seconds"] = seconds
     benchmark.pedantic(lambda: None)
+    assert seconds <= 0.3
 
 
 @pytest.fixture(scope="module")
