@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bench.datasets.base import SplitSizes
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.keys import digest
 from bench.leaks import Leak
 from bench.listing import SUITES
@@ -196,10 +196,9 @@ def parse_suite(fields: dict[str, Any], where: str) -> Suite:
     try:
         return Suite.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        fault = first_fault(error)
         raise SuiteError(
-            f"The suite {where} has a wrong field {field!r} ({first['msg']}): mend it."
+            f"The suite {where} has a wrong field {fault.field!r} ({fault.reason}): mend it."
         ) from error
 
 

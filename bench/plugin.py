@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Self
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 
 PLUGIN_CODE = ("attacks.", "defenses.", "bench.networks", "bench.recognizers.", "bench.metrics.")
 """Modules whose source can change what a plug-in computes; a change recomputes what used them."""
@@ -43,12 +43,11 @@ class Plugin:
         try:
             return TypeAdapter(cls).validate_python(parameters)
         except ValidationError as error:
-            first = error.errors()[0]
-            field = ".".join(str(part) for part in first["loc"])
+            fault = first_fault(error)
             known = ", ".join(item.name for item in dataclasses.fields(cls)) or "none"  # type: ignore[arg-type]
             raise UserError(
-                f"The parameter {field!r} of {where} cannot be {first['input']!r} "
-                f"({first['msg']}): its parameters are {known}."
+                f"The parameter {fault.field!r} of {where} cannot be {fault.value!r} "
+                f"({fault.reason}): its parameters are {known}."
             ) from error
 
     @property

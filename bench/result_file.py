@@ -31,7 +31,7 @@ from pydantic import (
 )
 
 from bench import results
-from bench.errors import DataError, UserError
+from bench.errors import DataError, UserError, first_fault
 from bench.keys import digest
 from bench.results import Row
 from bench.store import atomic_path
@@ -346,6 +346,5 @@ def _lines(path: Path) -> list[dict[str, str]]:
 
 def _first_line(error: Exception) -> str:
     if isinstance(error, ValidationError):
-        first = error.errors()[0]
-        return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
+        return str(first_fault(error))
     return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -26,7 +26,7 @@ from bench import assets
 from bench.datasets.align import ALIGNMENT, Aligner
 from bench.datasets.base import Dataset, Indices, Split, check_disjoint
 from bench.datasets.images import decode
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.metrics import tar_at_far
@@ -420,11 +420,11 @@ def make_recognizer(item: NamedRecognizer, device: str) -> Recognizer:
         # pydantic checks calls of functions and methods, not of classes.
         validate_call(recognizer.__init__)(**item.parameters)  # type: ignore[misc]
     except ValidationError as error:
-        first = error.errors()[0]
+        fault = first_fault(error)
         known = ", ".join(inspect.signature(kind).parameters)
         raise UserError(
-            f"The parameter {first['loc'][0]!r} of recognizer {item.name!r} is wrong "
-            f"({first['msg']}): its parameters are {known}."
+            f"The parameter {fault.field!r} of recognizer {item.name!r} is wrong "
+            f"({fault.reason}): its parameters are {known}."
         ) from error
     return recognizer.to(device)
 

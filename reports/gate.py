@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from bench import result_file
-from bench.errors import MetricError, UserError
+from bench.errors import MetricError, UserError, first_fault
 from bench.leaks import Leak
 from bench.metrics import Estimate
 from bench.metrics.definitions import definition
@@ -191,10 +191,8 @@ def load_gate(path: Path) -> Gate:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise UserError(f"The gate {path} cannot be read ({error}): give a TOML file.") from error
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"The gate {path} cannot be used ({field}: {first['msg']}): correct that field."
+            f"The gate {path} cannot be used ({first_fault(error)}): correct that field."
         ) from error
     if not (gate.guarantee or gate.ratio or gate.baseline):
         raise UserError(f"The gate {path} guarantees nothing: add a [[guarantee]] table.")

@@ -14,7 +14,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, ValidationError
 
 from bench import result_file
-from bench.errors import UserError
+from bench.errors import UserError, first_fault
 from bench.leaks import Leak
 from bench.threats import Threat
 from reports.numbers import interval, number
@@ -270,10 +270,8 @@ def _source(path: Path) -> Source:
     try:
         info = RunInfo.model_validate(file.run)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
         raise UserError(
-            f"{path} has a run that cannot be used ({where}: {first['msg']}): submit it again."
+            f"{path} has a run that cannot be used ({first_fault(error)}): submit it again."
         ) from error
     return Source(path.name, file, Run(path.parent, info, tuple(group_lines(file.rows))))
 
@@ -284,9 +282,7 @@ def _settings(path: Path) -> Settings:
     try:
         return Settings.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise UserError(f"{path} cannot be used ({where}: {first['msg']}): correct it.") from error
+        raise UserError(f"{path} cannot be used ({first_fault(error)}): correct it.") from error
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({error}): give a TOML file.") from error
 
