@@ -48,6 +48,7 @@ class DCTInverse(Attack):
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the inverse at the usual brightness, clamped to [0, 1]."""
+        # Coefficients only: what follows them, as a mask, goes unread.
         records = records[:, : 3 * len(self.hypotheses[0])]
         choice = self._likeliest(records)
         images = records.new_zeros(len(records), 3, block_dct.SIDE, block_dct.SIDE)
@@ -80,10 +81,8 @@ def _hypotheses(defense: object) -> list[list[int]]:
     """Return the selections of channels that a defense may make of an image.
 
     Raises:
-        ValueError: Its records are no selection of block-DCT channels.
+        TypeError: Its records are no selection of block-DCT channels.
     """
-    found = getattr(defense, "hypotheses", None)
-    if found is None:
-        raise ValueError(f"records of {type(defense).__name__} are no selection of DCT channels")
-    result: list[list[int]] = found()
-    return result
+    if not isinstance(defense, block_dct.ChannelSelection):
+        raise TypeError(f"records of {type(defense).__name__} are no selection of DCT channels")
+    return defense.hypotheses()

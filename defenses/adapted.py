@@ -36,6 +36,16 @@ Representation = Callable[[Tensor], Tensor]
 """Maps images (N, 3, 112, 112) in [0, 1] to what the server's stem takes, (N, C, 112, 112)."""
 
 
+def standardize_channels(mean: Tensor, deviation: Tensor) -> Standardize:
+    """Return the layer for channels of very unlike energy: hardly any counts as 1e-4 of the most.
+
+    Args:
+        mean: (C,) means of the channels.
+        deviation: (C,) deviations of the channels.
+    """
+    return Standardize(mean, deviation.clamp_min(1e-4 * float(deviation.max())))
+
+
 class Server(nn.Module):
     """A recogniser whose first convolution reads other channels than an image's.
 
@@ -47,7 +57,7 @@ class Server(nn.Module):
 
     def __init__(self, recognizer: Recognizer, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
-        self.standardize = Standardize(mean, deviation.clamp_min(1e-4 * float(deviation.max())))
+        self.standardize = standardize_channels(mean, deviation)
         outputs = recognizer.first_convolution.out_channels
         self.stem = nn.Conv2d(len(mean), outputs, KERNEL, padding=KERNEL // 2)
         self.body = copy.deepcopy(recognizer)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -32,6 +33,17 @@ _YCBCR = torch.tensor(
     ],
     dtype=torch.float64,
 )
+
+
+@runtime_checkable
+class ChannelSelection(Protocol):
+    """A defense whose records begin with some of an image's coefficients, color by color.
+
+    What follows them in a record, as DuetFace's mask does, is no coefficient.
+    """
+
+    def hypotheses(self) -> list[list[int]]:
+        """Return the channels of a color that a record may hold, each possibility in its order."""
 
 
 @cache

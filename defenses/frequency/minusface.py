@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.leaks import Leak
-from bench.networks import Standardize, channel_statistics, half_precision
+from bench.networks import channel_statistics, half_precision
 from bench.registry import DEFENSES
-from defenses.adapted import STEM_IMAGES, Adapted, Server, regress_stem
+from defenses.adapted import STEM_IMAGES, Adapted, Server, regress_stem, standardize_channels
 from defenses.base import Defender
 from defenses.frequency import block_dct
 
@@ -110,7 +110,7 @@ class Regenerator(nn.Module):
 
     def __init__(self, width: int, mean: Tensor, deviation: Tensor) -> None:
         super().__init__()
-        self.standardize = Standardize(mean, deviation.clamp_min(1e-4 * float(deviation.max())))
+        self.standardize = standardize_channels(mean, deviation)
         self.enter = _double(192, width)
         self.down = _double(width, 2 * width)
         self.low = _double(2 * width, 4 * width)
