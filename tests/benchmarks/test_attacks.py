@@ -10,11 +10,12 @@ import time
 from typing import TYPE_CHECKING
 
 import torch
+from stand_ins import attacker_in
 from torch.nn import functional
 
 from attacks.gradient import Gradient
 from bench.leaks import Leak
-from bench.threats import Attacker, Threat
+from bench.threats import Threat
 from bench.world import BATCH, seeded
 
 if TYPE_CHECKING:
@@ -35,20 +36,11 @@ def seconds(work: Callable[[], object]) -> float:
 
 def test_a_step_for_256_probes_costs_at_most_1_3_times_the_bare_passes(world: World) -> None:
     team, recognizer = world.attacker, world.recognizer
-    attacker = Attacker(
-        Threat.TRANSFER,
-        Leak.TEMPLATE,
-        team.images,
-        team.identities,
-        seed=0,
-        device="cpu",
-        recognizer=recognizer,
-    )
     rows = torch.arange(PROBES) % len(team.images)
     images = team.images[rows]
     templates = recognizer.leaking(Leak.TEMPLATE, team.images)[rows]
     attack = Gradient(steps=1)
-    attack.fit(attacker)
+    attack.fit(attacker_in(world, Threat.TRANSFER, Leak.TEMPLATE))
 
     def bare() -> None:
         for part, wanted in zip(images.split(BATCH), templates.split(BATCH), strict=True):

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.linear_model import Ridge as SklearnRidge
+from stand_ins import Means, attacker_in
 from torch import Tensor
 
 from attacks.ridge import Ridge
 from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.networks import half_precision
-from bench.recognizers.base import Recognizer
 from bench.registry import ATTACKS, DEFENSES
 from bench.threats import Attacker, Held, Meter, Threat
 from bench.world import seeded
@@ -67,16 +67,7 @@ def test_linear_learns_from_all_pairs(world: World, own: Tensor) -> None:
     def held(shift: float) -> Held:
         return Held(object(), lambda: normal(len(own), 5) + shift)  # type: ignore[arg-type]
 
-    attacker = Attacker(
-        Threat.ADAPTIVE,
-        Leak.TEMPLATE,
-        own,
-        world.attacker.identities,
-        seed=0,
-        device="cpu",
-        recognizer=world.recognizer,
-        fresh=[held(0), held(10)],
-    )
+    attacker = attacker_in(world, Threat.ADAPTIVE, Leak.TEMPLATE, fresh=[held(0), held(10)])
     mean = fitted("linear", attacker).record_mean
     torch.testing.assert_close(mean, (normal(len(own), 5) + 5).double().mean(0))
 
@@ -141,16 +132,7 @@ def test_duplicate_images_add_no_component(own: Tensor) -> None:
 
 @pytest.fixture(scope="module")
 def transfer(world: World) -> Attacker:
-    team = world.attacker
-    return Attacker(
-        Threat.TRANSFER,
-        Leak.TEMPLATE,
-        team.images,
-        team.identities,
-        seed=0,
-        device="cpu",
-        recognizer=world.recognizer,
-    )
+    return attacker_in(world, Threat.TRANSFER, Leak.TEMPLATE)
 
 
 def test_the_search_approaches_the_leaked_template(
@@ -206,33 +188,10 @@ def test_the_decoder_learns_a_face_from_a_template(own: Tensor) -> None:
     assert (found - own).abs().mean() < (torch.full_like(own, 0.5) - own).abs().mean()
 
 
-class Means(Recognizer):
-    """A recogniser whose map is made of block means, so that training on it is quick."""
-
-    name = "means"
-    asset = "none"
-    feature_shape = (3, 14, 14)
-    embedding_size = 3
-
-    def head(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(images, 8)
-
-    def tail(self, features: Tensor) -> Tensor:
-        return features.mean((2, 3))
-
-
 def test_denoise_first_restores_the_map(world: World, own: Tensor) -> None:
     clean = Means().head(own)
-    attacker = Attacker(
-        Threat.ADAPTIVE,
-        Leak.FEATURES,
-        own,
-        world.attacker.identities,
-        seed=0,
-        device="cpu",
-        recognizer=Means(),
-        fresh=[Held(object(), lambda: clean + 1)],  # type: ignore[arg-type]
-    )
+    fresh = [Held(object(), lambda: clean + 1)]  # type: ignore[arg-type]
+    attacker = attacker_in(world, Threat.ADAPTIVE, Leak.FEATURES, recognizer=Means(), fresh=fresh)
     attack = fitted("denoise", attacker, steps=40, width=8, rate=1e-2)
     with torch.no_grad(), half_precision("cpu"):
         restored = attack.purifier(clean + 1)
@@ -282,17 +241,8 @@ def test_the_key_gives_the_template_back_and_another_key_does_not(
         instance = Held(
             held, lambda: held.protect(normal(len(own), 128), generator=torch.Generator())
         )
-        attacker = Attacker(
-            Threat.INSIDER,
-            Leak.TEMPLATE,
-            own,
-            world.attacker.identities,
-            seed=0,
-            device="cpu",
-            recognizer=world.recognizer,
-            fresh=[],
-            deployed=instance,
-        )
+        rights = {"fresh": [], "deployed": instance}
+        attacker = attacker_in(world, Threat.INSIDER, Leak.TEMPLATE, **rights)
         found = fitted("preimage", attacker, steps=1, usual=0.0).target(codes)  # type: ignore[attr-defined]
         return float(torch.cosine_similarity(found, templates).mean())
 

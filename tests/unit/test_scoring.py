@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from stand_ins import Means
 from torch import Tensor
 
 from bench.datasets.base import PairList, Split
-from bench.recognizers.base import Recognizer
 from bench.scoring import (
     Scorer,
     Values,
@@ -31,21 +31,6 @@ HUES = torch.tensor(
 ).float()
 PHOTOS = (HUES / 10)[:, :, None, None].expand(-1, -1, 112, 112)
 THRESHOLD = 0.9
-
-
-class Hue(Recognizer):
-    """The embedding of an image is its mean color; cosine compares hues."""
-
-    name = "hue"
-    asset = "none"
-    feature_shape = (3, 1, 1)
-    embedding_size = 3
-
-    def head(self, images: Tensor) -> Tensor:
-        return images.mean((2, 3), keepdim=True)
-
-    def tail(self, features: Tensor) -> Tensor:
-        return features.flatten(1)
 
 
 def indices(*photos: int) -> NDArray[np.intp]:
@@ -75,7 +60,7 @@ class Scene:
     device: str = "cpu"
 
     def __post_init__(self) -> None:
-        self.judges = {"hue": Hue(), "second": Hue()}
+        self.judges = {"hue": Means(), "second": Means()}
         self.suite = SimpleNamespace(recognizer=SimpleNamespace(name="hue", label="hue"))
 
     def images(self, photos: NDArray[np.intp]) -> Tensor:

@@ -7,30 +7,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from stand_ins import Means
 from torch import Tensor
 
 from bench.leaks import Leak
-from bench.recognizers.base import Recognizer
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat, ThreatViolation
 from defenses.base import Defense
 
 IMAGES = torch.rand(5, 3, 112, 112, generator=torch.Generator().manual_seed(0))
 NAMES = np.array(["Ann", "Ann", "Bob", "Bob", "Cid"])
-
-
-class Means(Recognizer):
-    """Features are block means, an embedding is the mean color."""
-
-    name = "means"
-    asset = "none"
-    feature_shape = (3, 14, 14)
-    embedding_size = 3
-
-    def head(self, images: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(images, 8)
-
-    def tail(self, features: Tensor) -> Tensor:
-        return features.mean((2, 3))
 
 
 class Shift(Defense):
