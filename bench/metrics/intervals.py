@@ -409,14 +409,11 @@ def paired_difference(
         raise MetricError(f"a and b hold {len(first)} and {len(second)} probes: pair them first.")
     groups, clusters = _groups(identities, "identities", len(first))
     difference = first - second
-    value = float(difference.mean())
-    adjusted = np.append(difference, (1.0, -1.0))
+    adjusted = _with_two_added(difference)
     added = np.append(groups, (clusters, clusters + 1))
     parts = [(_mean_variance(adjusted, added), clusters), *_between_seeds(difference, seeds)]
-    error = _half_width(parts, confidence)
-    centre = float(adjusted.mean())
-    low, high = min(centre - error, value), max(centre + error, value)
-    return Estimate(value, low, high, len(first), clusters, f"paired t, {_clustered_by(seeds)}")
+    method = f"paired t, {_clustered_by(seeds)}"
+    return _difference_estimate(difference, _half_width(parts, confidence), clusters, method)
 
 
 def pair_difference(
@@ -446,16 +443,25 @@ def pair_difference(
         raise MetricError(f"a and b hold {len(first)} and {len(second)} pairs: match them first.")
     left, right, clusters = _pair_groups(left_identities, right_identities, len(first))
     difference = first - second
-    value = float(difference.mean())
-    adjusted = np.append(difference, (1.0, -1.0))
+    adjusted = _with_two_added(difference)
     added = clusters + np.arange(4).reshape(2, 2)
     variance = _dyadic_mean_variance(
         adjusted, np.append(left, added[0]), np.append(right, added[1]), clusters + 4
     )
     error = _half_width([(max(variance, 0.0), clusters)], confidence)
-    centre = float(adjusted.mean())
+    return _difference_estimate(difference, error, clusters, "paired t, dyadic by identity")
+
+
+def _with_two_added(difference: Doubles) -> Doubles:
+    """Add a probe that each side wins."""
+    return np.append(difference, (1.0, -1.0))
+
+
+def _difference_estimate(difference: Doubles, error: float, clusters: int, method: str) -> Estimate:
+    """Return the mean difference in an interval around that with two added probes."""
+    value, centre = float(difference.mean()), float(_with_two_added(difference).mean())
     low, high = min(centre - error, value), max(centre + error, value)
-    return Estimate(value, low, high, len(first), clusters, "paired t, dyadic by identity")
+    return Estimate(value, low, high, len(difference), clusters, method)
 
 
 def mcnemar(b: int, c: int) -> float:
