@@ -9,22 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from command_line import veilbench
 
 from bench.plan import Suite, load_suite, narrowed
 from bench.results import Row, read
 from bench.run import run_suite
 from bench.store import Store
-
-
-def veilbench(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "bench.cli", *arguments],
-        cwd=folder,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def smoke(folder: Path, *more: str, store: Path = Path("store")) -> list[Row]:
