@@ -47,10 +47,10 @@ class ChannelSelection(Protocol):
 
 
 @cache
-def _axis_matrix() -> Tensor:
-    """Return B as (8, 112, 112): frequency, position, pixel."""
-    position = torch.linspace(0, SIDE - 1, SIDE * BLOCK, dtype=torch.float64)
-    upsample = _interpolation(position, SIDE).reshape(SIDE, BLOCK, SIDE)
+def _axis_matrix(side: int = SIDE) -> Tensor:
+    """Return B as (8, side, side): frequency, position, pixel."""
+    position = torch.linspace(0, side - 1, side * BLOCK, dtype=torch.float64)
+    upsample = _interpolation(position, side).reshape(side, BLOCK, side)
     return torch.einsum("fk,pkx->fpx", _dct_matrix(), upsample)
 
 

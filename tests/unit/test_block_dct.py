@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 import torch
@@ -11,8 +13,11 @@ from torch.nn import functional
 
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Held, Threat
-from defenses.frequency import block_dct
+from defenses.frequency import block_dct, duetface, partialface
 from defenses.frequency.dct_drop_dc import DCTDropDC
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 def noise(count: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -81,6 +86,36 @@ def test_the_map_is_eight_times_over_complete_and_well_conditioned() -> None:
     # Rows of the upsampling sum to 1 and the DCT is orthonormal: constants keep their norm.
     ones = axis @ torch.ones(112, dtype=torch.float64)
     assert float(ones.norm()) == pytest.approx(896**0.5, abs=1e-9)
+
+
+def of_kept(places: Sequence[int]) -> list[int]:
+    return [partialface.KEPT[place] for place in places]
+
+
+@pytest.mark.parametrize(
+    ("channels", "rank", "condition"),
+    [
+        pytest.param(block_dct.ALL, 196, 3.4, id="all"),
+        pytest.param(block_dct.WITHOUT_DC, 195, 7.6, id="without DC"),
+        pytest.param(duetface.SERVER, 195, 274, id="DuetFace's server"),
+        pytest.param(partialface.KEPT, 195, 33, id="PartialFace, all 54"),
+        *[
+            pytest.param(of_kept(subset), rank, None, id=f"PartialFace, subset {number}")
+            for number, (subset, rank) in enumerate(
+                zip(partialface.RELEASED_SUBSETS, (182, 169, 189, 182, 180, 195), strict=True)
+            )
+        ],
+    ],
+)
+def test_what_channels_determine_of_14_by_14_pixels(
+    channels: Sequence[int], rank: int, condition: float | None
+) -> None:
+    axis = block_dct._axis_matrix(14)
+    rows = [torch.kron(axis[k // 8].contiguous(), axis[k % 8].contiguous()) for k in channels]
+    values = torch.linalg.svdvals(torch.cat(rows))
+    assert int((values > 1e-10 * values[0]).sum()) == rank
+    if condition is not None:
+        assert float(values[0] / values[rank - 1]) == pytest.approx(condition, rel=0.02)
 
 
 def test_without_dc_only_the_mean_is_lost() -> None:
