@@ -221,6 +221,22 @@ def submit(
 
 
 @app.command()
+def publish(
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN...", help="Folders of runs, or result files.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for the page and the result files.")],
+    claims: Annotated[
+        list[Path] | None, typer.Option(help="A TOML file of papers' claims; repeatable.")
+    ] = None,
+) -> None:
+    """Write a page of tables for a repository, and what runs say about the claims of papers."""
+    from reports.publish import publish as write_page
+
+    typer.echo(f"Page: {write_page(runs, out, claims or [])}")
+
+
+@app.command()
 def leaderboard(
     folder: Annotated[Path, typer.Argument(help="A folder of result files of veilbench submit.")],
     out: Annotated[Path, typer.Option(help="Folder of the site.")] = Path("site"),

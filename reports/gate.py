@@ -9,14 +9,13 @@ step-down, so that a gate of many guarantees raises a false alarm no more often 
 
 from __future__ import annotations
 
-import json
 import tomllib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -28,6 +27,7 @@ from bench.metrics.definitions import definition
 from bench.result_file import ResultFile
 from bench.results import Row
 from bench.threats import Threat
+from reports.places import Place, UntestedError, rows_of
 from reports.ratios import Ratio, ratio_estimate
 from reports.run import WORST_CASE, distinct_names, visible
 from reports.samples import Sample, difference, estimate, sample
@@ -47,18 +47,11 @@ class _Table(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Guarantee(_Table):
+class Guarantee(Place):
     """A bound on one number: a `[[guarantee]]` table.
 
     Attributes:
         name: What reports call it.
-        defense: Name of the defense.
-        defense_parameters: Those that tell it from others of that name.
-        leak: The leaked object.
-        attack: Name of an attack, or "worst" for the best attack per probe; unused for utility.
-        threat: The threat; unused for utility.
-        metric: Metric of the result rows, such as "rank-1" or "accuracy.stored-vs-fresh".
-        judge: Who scored; left out for metrics of pixels and for utility.
         direction: On which side of the limit the true value is guaranteed to lie.
         limit: The limit, in the unit of the rows: rates in [0, 1].
         alpha: Chance of a wrong answer in each direction.
@@ -66,13 +59,6 @@ class Guarantee(_Table):
     """
 
     name: str = Field(min_length=1)
-    defense: str
-    defense_parameters: dict[str, Any] = {}
-    leak: Leak
-    attack: str = "worst"
-    threat: Threat | None = None
-    metric: str
-    judge: str | None = None
     direction: Literal["below", "above"]
     limit: float = Field(allow_inf_nan=False)
     alpha: Alpha = 0.05
@@ -340,9 +326,9 @@ def _bound(guarantee: Guarantee, run: ResultFile) -> Claim:
         guarantee.min_n,
     )
     try:
-        rows = _rows(guarantee, run)
+        rows = rows_of(guarantee, run)
         found = sample(run, rows)
-    except (_UntestedError, MetricError) as error:
+    except (UntestedError, MetricError) as error:
         return Claim(*common, None, str(error))
     return Claim(*common, lambda confidence: estimate(found, confidence))
 
@@ -351,68 +337,6 @@ def _ratio(ratio: Ratio, folder: Path) -> Claim:
     about = f"{ratio.numerator} over {ratio.denominator}"
     bound = (ratio.direction, ratio.limit, ratio.alpha, ratio.min_n)
     return Claim(ratio.name, about, *bound, ratio_estimate(ratio, folder))
-
-
-class _UntestedError(Exception):
-    """The run says nothing about a claim; the message says why."""
-
-
-def _rows(guarantee: Guarantee, run: ResultFile) -> Sequence[Row]:
-    """Return the rows, one per seed, that a guarantee speaks about."""
-    about = (guarantee.defense, guarantee.leak, guarantee.threat)
-    attack = _attack(guarantee)
-    mine = [
-        row
-        for row in run.rows
-        if (row.defense, row.leak, row.threat) == about
-        and _has(row.defense_params, guarantee.defense_parameters)
-    ]
-    for row in mine:
-        # The attack that failed might have been the worst.
-        if row.status == "error" and attack in {row.attack, WORST_CASE}:
-            raise _UntestedError(visible(f"{row.attack or 'The utility'} failed: {row.reason}"))
-    wanted = (attack, guarantee.judge, guarantee.metric)
-    found = [row for row in mine if (row.attack, row.judge, row.metric) == wanted]
-    if not found:
-        raise _UntestedError(_what_there_is(guarantee, run))
-    settings = {(row.defense_params, row.attack_params) for row in found}
-    if len(settings) > 1:
-        raise _UntestedError(
-            f"The run has {len(settings)} settings of it: name one with defense_parameters."
-        )
-    return found
-
-
-def _attack(guarantee: Guarantee) -> str | None:
-    """Return the attack that rows name: None for utility, which is under no threat."""
-    if guarantee.threat is None:
-        return None
-    return WORST_CASE if guarantee.attack == "worst" else guarantee.attack
-
-
-def _what_there_is(guarantee: Guarantee, run: ResultFile) -> str:
-    """Return which field of a guarantee names nothing in the run."""
-    rows: list[Row] = [row for row in run.rows if row.defense is not None]
-    for field, wanted in (
-        ("leak", guarantee.leak),
-        ("defense", guarantee.defense),
-        ("threat", guarantee.threat),
-        ("metric", guarantee.metric),
-        ("attack", _attack(guarantee)),
-        ("judge", guarantee.judge),
-    ):
-        known = dict.fromkeys(str(getattr(row, field) or "none") for row in rows)
-        rows = [row for row in rows if getattr(row, field) == wanted]
-        if not rows:
-            names = ", ".join(known)
-            return visible(f"The run has no such {field} as {wanted or 'none'}; it has {names}.")
-    return f"The run has no such defense_parameters of {guarantee.defense}."
-
-
-def _has(text: str, wanted: dict[str, Any]) -> bool:
-    """Say whether parameters, as rows carry them, have these values."""
-    parameters = json.loads(text)
-    return all(parameters.get(name) == value for name, value in wanted.items())
 
 
 def _comparison(
@@ -431,7 +355,7 @@ def _comparison(
         make = partial(Claim, name, about, "below", tolerance, *limits)
     try:
         pair = _pair(before, after, pinned, run)
-    except (_UntestedError, MetricError) as error:
+    except (UntestedError, MetricError) as error:
         return make(None, str(error))
     return make(lambda confidence: difference(*pair, confidence))
 
@@ -441,15 +365,15 @@ def _pair(
 ) -> tuple[Sample, Sample]:
     """Return the run's and the baseline's sample of the same trials."""
     if not after:
-        raise _UntestedError("The run lacks what the baseline has.")
+        raise UntestedError("The run lacks what the baseline has.")
     failed = [row for row in (*before, *after) if row.status == "error" or row.value is None]
     if failed:
-        raise _UntestedError(visible(f"There is no value: {failed[0].reason or 'nothing scored'}."))
+        raise UntestedError(visible(f"There is no value: {failed[0].reason or 'nothing scored'}."))
     if len({row.definition for row in (*before, *after)}) > 1:
-        raise _UntestedError("The run and the baseline define the metric differently.")
+        raise UntestedError("The run and the baseline define the metric differently.")
     new, old = sample(run, after), sample(pinned, before)
     if new.trials != old.trials:
-        raise _UntestedError(
+        raise UntestedError(
             "The run's probes are not the baseline's: take the same dataset, split and seeds."
         )
     return new, old

@@ -231,7 +231,7 @@ def read_folder(folder: Path) -> tuple[list[Source], Settings]:
     paths = sorted(path for path in folder.glob("*") if path.name.endswith((".json", ".json.gz")))
     if not paths:
         raise UserError(f"{folder} holds no result files: write one with veilbench submit.")
-    return [_source(path) for path in paths], _settings(folder / SETTINGS)
+    return [read_source(path) for path in paths], _settings(folder / SETTINGS)
 
 
 def boards(sources: Sequence[Source], settings: Settings) -> list[Board]:
@@ -265,7 +265,12 @@ def ranks(rows: Sequence[Row | None]) -> list[int | None]:
     ]
 
 
-def _source(path: Path) -> Source:
+def read_source(path: Path) -> Source:
+    """Read a result file, or the folder of a finished run.
+
+    Raises:
+        UserError: It cannot be used.
+    """
     file = result_file.read(path)
     try:
         info = RunInfo.model_validate(file.run)
@@ -318,7 +323,7 @@ def _standings(
         groups[item.leak, item.defense, item.parameters].append(item)
     for (leak, defense, parameters), items in groups.items():
         for threat in run.threats(items[0]):
-            worst = _combined(source, [run.worst(x, threat) for x in items], HEADLINE, run.judge)
+            worst = combined(source, [run.worst(x, threat) for x in items], HEADLINE, run.judge)
             contest = Contest(
                 run.info.suite.dataset,
                 run.lines[0].rows[0].recognizer,
@@ -332,7 +337,7 @@ def _standings(
                 tuple(items),
                 names[defense, parameters],
                 worst,
-                _combined(source, [run.worst(x, threat) for x in items], "ssim", None),
+                combined(source, [run.worst(x, threat) for x in items], "ssim", None),
                 _accuracy(source, items),
                 _attacks(source, items, threat),
                 (),
@@ -348,7 +353,7 @@ def _setting(run: Run, worst: Row | None) -> str:
     return f"{people}, FMR {run.info.suite.fmr:g}"
 
 
-def _combined(
+def combined(
     source: Source, lines: Sequence[Line | None], metric: str, judge: str | None
 ) -> Row | None:
     """Return one row for all seeds; None if a seed has no value."""
@@ -365,8 +370,8 @@ def _combined(
 
 def _accuracy(source: Source, items: Sequence[Protection]) -> Row | None:
     lines = [source.run.utility(item) for item in items]
-    fresh = _combined(source, lines, "accuracy.stored-vs-fresh", None)
-    return fresh or _combined(source, lines, "accuracy.stored-vs-stored", None)
+    fresh = combined(source, lines, "accuracy.stored-vs-fresh", None)
+    return fresh or combined(source, lines, "accuracy.stored-vs-stored", None)
 
 
 def _attacks(source: Source, items: Sequence[Protection], threat: Threat) -> dict[str, Row]:
@@ -378,7 +383,7 @@ def _attacks(source: Source, items: Sequence[Protection], threat: Threat) -> dic
             lines[run.attack_name(line)].append(line)
     found = {}
     for name, members in lines.items():
-        row = _combined(source, members, HEADLINE, run.judge)
+        row = combined(source, members, HEADLINE, run.judge)
         failed = [x for line in members for x in line.rows if x.status == "error"]
         if row is not None or failed:
             found[name] = failed[0] if failed or row is None else row
