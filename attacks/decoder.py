@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 
 from attacks.base import Attack
 from bench.leaks import Leak
-from bench.networks import TemplateDecoder, half_precision, train
+from bench.networks import TemplateDecoder, half_precision
 from bench.registry import ATTACKS
-from bench.threats import Attacker, Pairs, Threat
+from bench.threats import Attacker, Threat
+from bench.training import train
 
 
 @ATTACKS.register("decoder")
@@ -43,7 +44,7 @@ class Decoder(Attack):
         pairs = attacker.pairs()
         deviation, self.mean = torch.std_mean(pairs[0].records.float(), dim=0)
         self.deviation = deviation.mean()
-        pools = [Pairs(self._scaled(pair.records), pair.images) for pair in pairs]
+        pools = [replace(pair, records=self._scaled(pair.records)) for pair in pairs]
         network = TemplateDecoder(pairs[0].records.shape[1], self.width)
         self.network = train(
             network, pools, steps=self.steps, rate=self.rate, device=attacker.device

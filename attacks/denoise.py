@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -12,9 +12,10 @@ from torch.nn import functional
 
 from attacks.unet import UNet
 from bench.leaks import Leak
-from bench.networks import Standardize, channel_statistics, half_precision, train
+from bench.networks import Standardize, channel_statistics, half_precision
 from bench.registry import ATTACKS
-from bench.threats import Attacker, Pairs, Threat
+from bench.threats import Attacker, Threat
+from bench.training import train
 
 
 class Purifier(nn.Module):
@@ -61,7 +62,7 @@ class Denoise(UNet):
         scale = deviation.clamp_min(1e-6).reshape(-1, 1, 1)
         self.purifier = train(
             Purifier(len(mean), mean, deviation),
-            [Pairs(pair.records, clean.records) for pair in attacker.pairs()],
+            [replace(pair, images=clean.records) for pair in attacker.pairs()],
             steps=self.steps,
             rate=self.rate,
             loss=lambda made, wanted: functional.l1_loss(made / scale, wanted / scale),

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from attacks.base import Attack
 from bench.leaks import Leak
-from bench.networks import MapDecoder, channel_statistics, half_precision, train
+from bench.networks import MapDecoder, channel_statistics, half_precision
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Pairs, Threat
+from bench.training import train
 
 
 @ATTACKS.register("unet")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from attacks.base import Attack, Reference, Victims
+from bench.curves import Curve
 from bench.datasets.base import Indices
 from bench.keys import derived_seed, digest
 from bench.plan import Cell
@@ -19,6 +20,7 @@ from bench.registry import REFERENCES
 from bench.scoring import Scorer, Values, perceptual_nets, to_bytes
 from bench.store import Artifact, Store
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
+from bench.training import recorded
 from bench.world import (
     BATCH,
     World,
@@ -44,7 +46,7 @@ class Cells:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._trained: tuple[str, Attack] | None = None
+        self._trained: tuple[str, Attack, list[Curve]] | None = None
         self.scorer = Scorer(world)
 
     def fields(self, cell: Cell) -> dict[str, Any]:
@@ -107,31 +109,37 @@ class Cells:
         attacker = self._attacker(cell, records.tensors["records"])
         leaked = self._leaked(cell, records.tensors["records"])
         check_readable(cell, attacker, leaked)
-        attack = self._trained_attack(cell, attacker)
+        attack, curves = self._trained_attack(cell, attacker)
         name = f"reconstruct by {cell.attack.name}"
         with seeded(derived_seed([self.fields(cell), "reconstruct"])), profile.span(name, MODELS):
             images = [
                 check_images(cell, attack.reconstruct(part.to(world.device)), len(part))
                 for part in leaked.split(RECONSTRUCT_BATCH)
             ]
-        return {"images": to_bytes(torch.cat(images))}, {"calls_spent": attacker.calls_spent}
+        training = [curve.model_dump() for curve in curves]
+        facts = {"calls_spent": attacker.calls_spent, "training": training}
+        return {"images": to_bytes(torch.cat(images))}, facts
 
     def _leaked(self, cell: Cell, records: Tensor) -> Tensor:
         """Return what the attack gets to see: records, or handles where only scores leak."""
         return torch.arange(len(records)) if cell.threat is Threat.SCORE else records
 
-    def _trained_attack(self, cell: Cell, attacker: Attacker) -> Attack:
+    def _trained_attack(self, cell: Cell, attacker: Attacker) -> tuple[Attack, list[Curve]]:
         fields = self._training_fields(cell)
         key = digest(fields)
         metered = cell.threat in {Threat.QUERY, Threat.SCORE}
         if self._trained is None or self._trained[0] != key or metered:
             attack: Attack = cell.attack.create()
             self.world.progress(f"training {cell.attack.name} under {cell.threat}")
-            with seeded(derived_seed(fields)), profile.span(f"train {cell.attack.name}", MODELS):
+            with (
+                seeded(derived_seed(fields)),
+                profile.span(f"train {cell.attack.name}", MODELS),
+                recorded() as curves,
+            ):
                 attack.fit(attacker)
             # Only the last one: cells that share an attacker come one after the other.
-            self._trained = key, attack
-        return self._trained[1]
+            self._trained = key, attack, curves
+        return self._trained[1:]
 
     def _attacker(self, cell: Cell, stored: Tensor) -> Attacker:
         """Return an attacker that holds what its threat grants, and nothing else."""

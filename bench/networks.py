@@ -1,4 +1,4 @@
-"""The image decoders and the training loop that attackers and defenders share.
+"""The image decoders that attackers and defenders share.
 
 A defender's shadow model and an attacker's inverter are the same kind of thing; they differ in
 width, seed and data. This module is part of the fingerprint of every plug-in that uses it.
@@ -6,16 +6,13 @@ width, seed and data. This module is part of the fingerprint of every plug-in th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.recognizers.base import best_cpu_precision
-from bench.threats import Pairs
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 class Standardize(nn.Module):
@@ -163,49 +160,6 @@ def channel_statistics(records: Tensor) -> tuple[Tensor, Tensor]:
     others = [axis for axis in range(records.ndim) if axis != 1]
     deviation, mean = torch.std_mean(records.float(), dim=others)
     return mean, deviation
-
-
-def train(
-    network: nn.Module,
-    pools: Sequence[Pairs],
-    *,
-    steps: int,
-    rate: float,
-    loss: Loss = functional.l1_loss,
-    batch: int = 32,
-    device: str = "cpu",
-) -> nn.Module:
-    """Train a network from records to images: Adam, one-cycle rate, half precision where native.
-
-    Batches are drawn from all pools alike, by torch's global generator, which the harness seeds.
-
-    Args:
-        network: Maps records (N, ...) to images (N, 3, 112, 112).
-        pools: Training pairs; several instances of a defense make several pools.
-        steps: Optimiser steps.
-        rate: Largest learning rate.
-        loss: Function of (images made, images wanted).
-        batch: Pairs per step.
-        device: Torch device.
-
-    Returns:
-        The network, in evaluation mode and without gradients.
-    """
-    network.to(device).train()
-    optimizer = torch.optim.Adam(network.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    for _ in range(steps):
-        pool = pools[int(torch.randint(len(pools), ()))]
-        rows = torch.randint(len(pool.images), (batch,))
-        records = pool.records[rows].to(device)
-        with half_precision(device):
-            made = network(records)
-        value = loss(made, pool.images[rows.to(pool.images.device)].to(device))
-        optimizer.zero_grad()
-        value.backward()
-        optimizer.step()
-        schedule.step()
-    return network.eval().requires_grad_(False)
 
 
 def half_precision(device: str) -> torch.autocast:

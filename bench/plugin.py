@@ -16,7 +16,14 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from bench.errors import UserError, first_fault
 
-PLUGIN_CODE = ("attacks.", "defenses.", "bench.networks", "bench.recognizers.", "bench.metrics.")
+PLUGIN_CODE = (
+    "attacks.",
+    "defenses.",
+    "bench.networks",
+    "bench.training",
+    "bench.recognizers.",
+    "bench.metrics.",
+)
 """Modules whose source can change what a plug-in computes; a change recomputes what used them."""
 
 

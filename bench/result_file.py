@@ -25,12 +25,14 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    TypeAdapter,
     ValidationError,
     WithJsonSchema,
     model_validator,
 )
 
 from bench import results
+from bench.curves import Curve
 from bench.errors import DataError, UserError, first_fault
 from bench.keys import digest
 from bench.results import Row
@@ -124,7 +126,8 @@ class CellValues(_Part):
         pairs: For utility: key of its pairs.
         values: Numbers per probe by "metric" or "judge/metric"; for utility, scores per pair by way
             of matching.
-        facts: What was recorded beside them, such as timings.
+        facts: What was recorded beside them, such as timings, and under "training" the learning
+            curves of the attack.
     """
 
     kind: Literal["attack", "reference", "worst-case", "utility"]
@@ -132,6 +135,16 @@ class CellValues(_Part):
     pairs: str | None = None
     values: dict[str, list[Number]]
     facts: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _hold_curves(self) -> Self:
+        _ = self.curves
+        return self
+
+    @property
+    def curves(self) -> list[Curve]:
+        """Learning curves of what the attack trained; none in files of older versions."""
+        return TypeAdapter(list[Curve]).validate_python(self.facts.get("training", []))
 
     def array(self, name: str) -> NDArray[np.float64]:
         """Return one column."""

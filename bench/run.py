@@ -11,7 +11,7 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
 from importlib.metadata import version
@@ -24,6 +24,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from bench import results
 from bench.cell import Cells
+from bench.curves import MORE_BUDGET_HELPS
 from bench.errors import UserError
 from bench.executors import (
     Executor,
@@ -300,7 +301,12 @@ class _Writer:
         """Write one attack on one defense."""
         about = self._about(cell.leak, cell.defense) | self._attack(cell)
         self._folder(made.key, {"kind": "attack", **about}, values, made)
-        return [self._row(s, **about, cell=made.key) for s in runner.scorer.scores(values)]
+        helps = any(curve["more_budget_helps"] for curve in made.facts.get("training", []))
+        flags = (MORE_BUDGET_HELPS,) if helps else ()
+        return [
+            self._row(replace(score, flags=(*score.flags, *flags)), **about, cell=made.key)
+            for score in runner.scorer.scores(values)
+        ]
 
     def worst_cases(
         self, runner: Cells, leak: Leak, defense: Spec, finished: dict[Cell, Values]

@@ -73,10 +73,12 @@ class Pairs:
     Attributes:
         records: (N, ...) records.
         images: (N, 3, 112, 112) in [0, 1].
+        identities: (N,) whom the images show: training holds out people, not photos.
     """
 
     records: Tensor
     images: Tensor
+    identities: NDArray[np.str_]
 
 
 @dataclass(frozen=True)
@@ -231,16 +233,19 @@ class Attacker:
             ThreatViolation: The threat grants no records (`score`), or the budget is too small.
         """
         if self._deployed is not None:
-            return [Pairs(self._deployed.make_records(), self.images)]
+            return [self._paired(self._deployed.make_records())]
         if self._fresh is not None:
-            return [Pairs(instance.make_records(), self.images) for instance in self._fresh]
+            return [self._paired(instance.make_records()) for instance in self._fresh]
         if self._query is not None:
-            return [Pairs(self.query(self.images), self.images)]
+            return [self._paired(self.query(self.images))]
         return [self.clean_pairs()]
 
     def clean_pairs(self) -> Pairs:
         """Return the undefended objects beside the attacker's images."""
-        return Pairs(self.clean(self.images), self.images)
+        return self._paired(self.clean(self.images))
+
+    def _paired(self, records: Tensor) -> Pairs:
+        return Pairs(records, self.images, self.identities)
 
     def _granted(self, value: T | None, right: Right) -> T:
         if value is None:

@@ -15,9 +15,10 @@ from torch.nn import functional
 
 from bench.leaks import Leak
 from bench.metrics import verification_accuracy
-from bench.networks import MapDecoder, ResidualDecoder, half_precision, train
+from bench.networks import MapDecoder, ResidualDecoder, half_precision
 from bench.registry import DEFENSES
 from bench.threats import Pairs
+from bench.training import train
 from defenses.adversarial_noise import AdversarialNoise
 from defenses.base import Defender, draw_like
 
@@ -86,7 +87,7 @@ class AdvFace(AdversarialNoise):
         self.shadows = nn.ModuleList(
             train(
                 kind(maps.shape[1:], self.shadow_width, self.mean, self.deviation),
-                [Pairs(maps, world.images)],
+                [Pairs(maps, world.images, world.identities)],
                 steps=self.shadow_steps,
                 rate=2e-3,
                 device=world.device,

@@ -50,6 +50,7 @@ FLAGS = {
     "failed attack": "an attack under this threat failed: the worst case may be worse",
     "indicative-fmr": "too few impostor pairs for the false match rate: its threshold is a guess",
     "weaker-than-fewer-rights": "an attack with more rights did worse than one with fewer",
+    "more-budget-helps": "an attack was still learning when its training ended",
 }
 """What a flag means."""
 

@@ -51,8 +51,10 @@ FLAGS = {
     "gallery": "number of people among whom a reconstruction is searched",
     "folds": "number of folds of the verification pairs",
     "indicative-fmr": "too few impostor pairs for the false match rate: its threshold is a guess",
-    "weaker-than-transfer": "an attack with more rights did worse than one with fewer: "
+    "weaker-than-fewer-rights": "an attack with more rights did worse than one with fewer: "
     "it was not trained to its limit",
+    "more-budget-helps": "the loss on people that an attack was not trained on was still falling "
+    "when its training ended",
 }
 """What flags of rows mean, by what stands before "="."""
 

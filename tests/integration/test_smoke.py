@@ -12,6 +12,7 @@ import torch
 from command_line import veilbench
 
 from bench.plan import Suite, load_suite, narrowed
+from bench.result_file import pack
 from bench.results import Row, read
 from bench.run import run_suite
 from bench.store import Store
@@ -47,6 +48,15 @@ def timeless(rows: list[Row]) -> list[Row]:
 
 def test_the_same_seed_gives_the_same_rows_bit_for_bit(first: list[Row], tmp_path: Path) -> None:
     assert timeless(in_this_process(load_suite("smoke"), tmp_path, threads=1)) == timeless(first)
+
+
+def test_what_was_trained_leaves_its_learning_curve(first: list[Row], first_folder: Path) -> None:
+    run = pack(first_folder / "out")
+    attacks = {row.cell: row.attack for row in run.rows if row.status == "ok"}
+    curves = {attacks[key]: cell.curves for key, cell in run.cells.items()}
+    assert [curve.network for curve in curves["unet"]] == ["MapDecoder"]
+    assert curves["unet"][0].training[-1] < curves["unet"][0].training[0]
+    assert curves["mean-face"] == []
 
 
 def test_two_threads_change_no_privacy_number_by_more_than_the_stated_tolerance(

@@ -1,10 +1,10 @@
-"""The decoders and the training loop that attackers and defenders share."""
+"""The decoders that attackers and defenders share."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bench.networks import (
     MapDecoder,
@@ -12,10 +12,8 @@ from bench.networks import (
     TemplateDecoder,
     channel_statistics,
     half_precision,
-    train,
 )
 from bench.recognizers.base import best_cpu_precision
-from bench.threats import Pairs
 from bench.world import seeded
 
 
@@ -84,75 +82,6 @@ def test_channel_statistics(shape: tuple[int, ...]) -> None:
     columns = records.transpose(0, 1).flatten(1).double()
     torch.testing.assert_close(mean.double(), columns.mean(1))
     torch.testing.assert_close(deviation.double(), columns.std(1))
-
-
-# --- training -----------------------------------------------------------------------------------
-
-
-class Shade(nn.Module):
-    """An image of one color, a linear function of the record."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.paint = nn.Linear(3, 3)
-        self.seen: list[Tensor] = []
-
-    def forward(self, records: Tensor) -> Tensor:
-        if self.training:
-            self.seen.append(records.detach().clone())
-        return self.paint(records)[:, :, None, None].float().expand(-1, -1, 4, 4)
-
-
-def shades(count: int = 6, shift: float = 0) -> Pairs:
-    records = numbers(count, 3) + shift
-    return Pairs(records, records[:, :, None, None].expand(-1, -1, 4, 4) - shift)
-
-
-def trained(*pools: Pairs, seed: int = 0, steps: int = 150) -> Shade:
-    with seeded(seed):
-        return train(Shade(), pools, steps=steps, rate=0.05)  # type: ignore[return-value]
-
-
-def test_training_learns_and_hands_back_a_frozen_network() -> None:
-    pairs = shades()
-    network = trained(pairs)
-    assert (network(pairs.records) - pairs.images).abs().mean() < 0.05
-    assert not network.training
-    assert not any(parameter.requires_grad for parameter in network.parameters())
-
-
-def test_training_is_fixed_by_the_global_seed() -> None:
-    one, again, other = trained(shades(), steps=5), trained(shades(), steps=5), None
-    assert torch.equal(one.paint.weight, again.paint.weight)
-    other = trained(shades(), steps=5, seed=1)
-    assert not torch.equal(one.paint.weight, other.paint.weight)
-
-
-def test_training_draws_from_all_pools_and_more_than_they_hold() -> None:
-    network = trained(shades(count=2), shades(count=2, shift=100), steps=20)
-    assert all(len(records) == 32 for records in network.seen)
-    far = [bool((records > 50).all()) for records in network.seen]
-    near = [bool((records < 50).all()) for records in network.seen]
-    assert [a != b for a, b in zip(far, near, strict=True)] == [True] * 20
-    assert 0 < sum(far) < 20
-
-
-def test_one_step_is_enough_to_train() -> None:
-    before = trained(shades(), steps=1)
-    assert len(before.seen) == 1
-    assert torch.isfinite(before.paint.weight).all()
-
-
-def test_the_loss_is_the_callers() -> None:
-    with seeded(0):
-        network = train(
-            Shade(),
-            [shades()],
-            steps=150,
-            rate=0.05,
-            loss=lambda made, _: (made - 3).square().mean(),
-        )
-    assert (network(shades().records) - 3).abs().mean() < 1
 
 
 def test_half_precision_is_used_where_it_is_native() -> None:

@@ -169,6 +169,7 @@ def test_what_is_no_result_file_is_one_sentence(tmp_path: Path, text: str, messa
         (lambda d: d["seeds"].clear(), "a seed that is not there: 0"),
         (lambda d: d["rows"][0].update(more=1), "rows.0.more: Extra inputs"),
         (lambda d: d["rows"][0].update(value="high"), "rows.0.value"),
+        (lambda d: next(iter(d["cells"].values()))["facts"].update(training=[{}]), "0.network"),
     ],
 )
 def test_a_file_whose_parts_do_not_fit_is_refused(

@@ -71,15 +71,15 @@ def test_what_differs_from_the_column_is_said_in_the_cell(tmp_path: Path) -> Non
     def change(row: Row) -> Row:
         if (row.attack, row.threat, row.metric) != ("unet", "adaptive", "rank-1"):
             return row
-        return row.model_copy(update={"n": 3, "flags": f"{row.flags} weaker-than-transfer"})
+        return row.model_copy(update={"n": 3, "flags": f"{row.flags} weaker-than-fewer-rights"})
 
     table = privacy_table(read_run(build(tmp_path, change=change)))
     odd = [x for section in table.sections for line in section.lines for x in line.numbers if x]
     odd = [number for number in odd if number.marks]
     assert {(number.n, number.marks) for number in odd} == {(3, "a")}
     assert table.notes[0][0] == "a"
-    assert "weaker-than-transfer" in table.notes[0][1]
-    assert "n = 3, rank-1, gallery=9, weaker-than-transfer" in odd[0].title
+    assert "weaker-than-fewer-rights" in table.notes[0][1]
+    assert "n = 3, rank-1, gallery=9, weaker-than-fewer-rights" in odd[0].title
 
 
 def test_two_definitions_never_share_a_column(tmp_path: Path) -> None:
