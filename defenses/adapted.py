@@ -64,9 +64,14 @@ class Server(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, 112, 112) to embeddings of unit length."""
-        x = self.standardize(x).contiguous(memory_format=torch.channels_last)
+        x = self.prepare(x).contiguous(memory_format=torch.channels_last)
         embedding: Tensor = self.body.after_first(self.stem(x))
         return embedding
+
+    def prepare(self, x: Tensor) -> Tensor:
+        """Return what the stem takes of (N, C, 112, 112). Default: all of it, standardised."""
+        standard: Tensor = self.standardize(x)
+        return standard
 
 
 @torch.no_grad()
@@ -86,7 +91,7 @@ def regress_stem(
     moment = gram.new_zeros(inputs, server.stem.out_channels)
     for batch in images[:STEM_IMAGES].split(4):
         clean = server.body.first_convolution(server.body.first_input(batch))
-        x = functional.pad(server.standardize(represent(batch)), [KERNEL // 2] * 4)
+        x = functional.pad(server.prepare(represent(batch)), [KERNEL // 2] * 4)
         places = torch.randint(112, (2, len(batch), STEM_POSITIONS), generator=generator)
         rows, columns = places.to(images.device)
         number = torch.arange(len(batch), device=images.device)[:, None]
@@ -179,6 +184,10 @@ class Adapted(Defense, ABC):
         """Return what the server's stem takes, (N, C, 112, 112). Default: the records."""
         return records
 
+    def new_server(self, mean: Tensor, deviation: Tensor) -> Server:
+        """Return an untrained server for channels of means and deviations (C,)."""
+        return Server(self.recognizer, mean, deviation)
+
     @cached_property
     def server(self) -> Server:
         """The adapted recogniser."""
@@ -190,7 +199,7 @@ class Adapted(Defense, ABC):
                 return self.server_input(self.protect(images, generator=generator))
 
         statistics = channel_statistics(represent(world.images[:STEM_IMAGES]))
-        server = Server(self.recognizer, *statistics).to(world.device).requires_grad_(False)
+        server = self.new_server(*statistics).to(world.device).requires_grad_(False)
 
         def make() -> dict[str, Tensor]:
             regress_stem(server, represent, world.images, generator)

@@ -239,12 +239,33 @@ def test_dctdp_measures_the_range_of_every_coefficient(scene: Defender) -> None:
     torch.testing.assert_close(defense.scale, (made.amax(0) - made.amin(0)) / 2)
 
 
-def test_duetface_sends_all_but_ten_channels_and_a_mask(scene: Defender, faces: Tensor) -> None:
-    records = DuetFace().setup(scene).protect(faces, generator=draws())
-    assert records.shape[1:] == (163, 112, 112)
+def test_duetface_sends_all_but_ten_channels_and_masks(scene: Defender, faces: Tensor) -> None:
+    defense = DuetFace(client_epochs=0).setup(scene)
+    records = defense.protect(faces, generator=draws())
+    assert records.shape[1:] == (166, 112, 112)
     torch.testing.assert_close(records[:, :162], block_dct.forward(faces, duetface.SERVER))
-    assert (records[:, 162].amin((1, 2)) == 0).all()
-    assert (records[:, 162].amax((1, 2)) == 1).all()
+    masks = records[:, 162:]
+    assert masks.min() == 0
+    assert masks.max() <= 1
+    assert not masks[..., :30, :].any()  # the oval of the face begins below
+    # The mask of stage n is that of 112 / 2^n pixels, repeated.
+    pixels = sum((112 // 2**stage) ** 2 for stage in range(4))
+    assert defense.bytes_per_record(records.shape[1:]) == 4 * (162 * 112**2 + pixels)
+    coarse = functional.max_pool2d(masks[:, 3:], 8).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    assert torch.equal(masks[:, 3:], torch.where(masks[:, 3:] > 0, coarse, masks[:, 3:]))
+
+
+def test_duetfaces_server_follows_the_masks_once_it_learned_to(
+    scene: Defender, faces: Tensor
+) -> None:
+    defense = DuetFace(client_epochs=0, epochs=0).setup(scene)
+    records = defense.protect(faces[:2], generator=draws())
+    without = records.clone()
+    without[:, 162:] = 0
+    torch.testing.assert_close(defense.comparable(records), defense.comparable(without))
+    defense.server.get_parameter("weights").fill_(0.5)
+    moved = (defense.comparable(records) - defense.comparable(without)).norm(dim=1)
+    assert (moved > 0.05).all()
 
 
 def test_ppfr_fd_sends_normalised_mixtures(scene: Defender, faces: Tensor) -> None:
