@@ -67,6 +67,7 @@ class Defense(Plugin, ABC):
         leaks: The objects it can protect.
         weakest: Parameters at which records are the clean objects, if there are such.
         strongest: Parameters at which records tell nobody apart, if there are such.
+        needs: Module of an optional extra that it cannot do without, if there is one.
         leak: The object that this instance protects, which is what `protect` receives.
         recognizer: The undefended recogniser. Both are set by `setup`.
     """
@@ -74,6 +75,7 @@ class Defense(Plugin, ABC):
     leaks: ClassVar[frozenset[Leak]]
     weakest: ClassVar[Mapping[str, Any]] = {}
     strongest: ClassVar[Mapping[str, Any]] = {}
+    needs: ClassVar[str] = ""
 
     @property
     def plain_probes(self) -> bool:

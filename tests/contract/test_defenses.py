@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import inspect
 import pickle
 import re
@@ -29,8 +30,17 @@ if TYPE_CHECKING:
 
 # Those of this package: another test may have registered its own before this file is read.
 NAMES = [name for name in DEFENSES.names() if DEFENSES.entry(name).target.startswith("defenses.")]
+
+
+def lacks(name: str) -> pytest.MarkDecorator:
+    """Skip a defense whose optional library is not installed."""
+    needs = DEFENSES.get(name).needs
+    lacking = bool(needs) and importlib.util.find_spec(needs) is None
+    return pytest.mark.skipif(lacking, reason=f"{needs} is not installed")
+
+
 CASES = [
-    pytest.param(name, leak, id=f"{name}-{leak}")
+    pytest.param(name, leak, id=f"{name}-{leak}", marks=lacks(name))
     for name in NAMES
     for leak in sorted(DEFENSES.get(name).leaks)
 ]

@@ -421,3 +421,39 @@ def test_all_components_lose_nothing_and_fewer_keep_the_most(
     everything = fit("random-projection", numbers=128)
     rotated = everything.protect(templates, generator=generator())
     torch.testing.assert_close(everything.score(rotated, rotated), templates @ templates.T)
+
+
+# --- homomorphic encryption -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("probes", [3, 40])
+def test_an_encrypted_score_is_the_inner_product_of_whole_numbers(
+    probes: int, fit: Callable[..., Any], templates: Tensor
+) -> None:
+    """40 probes take three polynomials, the last one in part."""
+    pytest.importorskip("tenseal", reason="tenseal is not installed")
+    defense = fit("homomorphic")
+    drawn = torch.randn(probes, templates.shape[1], generator=generator(5))
+    fresh = functional.normalize(drawn, dim=1)
+    records = defense.protect(templates, generator=generator())
+    whole = [(x * 255).round().long() for x in (fresh, templates)]
+    scores = defense.score(fresh, records) * 255**2
+    assert torch.equal(scores.round().long(), whole[0] @ whole[1].T)
+    assert torch.equal((defense.decrypt(records) * 255).round().long(), whole[1])
+
+
+def test_ciphertexts_say_nothing_without_the_key(
+    fit: Callable[..., Any], templates: Tensor
+) -> None:
+    pytest.importorskip("tenseal", reason="tenseal is not installed")
+    defense, thief = fit("homomorphic"), fit("homomorphic", seed=2)
+    records = defense.protect(templates, generator=generator())
+    again = defense.protect(templates, generator=generator(1))
+    # One template twice is no more alike than two templates are.
+    linked = defense.linkage(records, again)
+    assert linked.diagonal().mean() == pytest.approx(float(linked.mean()), abs=0.02)
+    guessed = functional.normalize(thief.decrypt(records), dim=1)
+    assert (guessed * templates).sum(1).abs().max() < 0.4
+    # No two records share their randomness: the difference of such is that of the templates.
+    twice = defense.protect(templates[:1].expand(2, -1), generator=generator())
+    assert (twice[0] != twice[1]).float().mean() > 0.9
