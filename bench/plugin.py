@@ -9,6 +9,7 @@ import importlib.util
 import inspect
 import sys
 import types
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -94,14 +95,20 @@ def _imported(module: types.ModuleType) -> set[str]:
         used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
         names |= {used} if isinstance(used, str) else set()
     # A number that is imported does not say where it comes from; the import does.
-    for node in ast.parse(Path(inspect.getfile(module)).read_bytes()).body:
+    for node in _import_statements(Path(inspect.getfile(module)).read_bytes()):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
+        else:
             start = "." * node.level + (node.module or "")
             source = importlib.util.resolve_name(start, module.__package__)
             names |= {source, *(f"{source}.{alias.name}" for alias in node.names)}
     return {name for name in names if name in sys.modules}
+
+
+@cache
+def _import_statements(source: bytes) -> list[ast.Import | ast.ImportFrom]:
+    """Return the imports at the top of a module; many keys ask for those of the same source."""
+    return [x for x in ast.parse(source).body if isinstance(x, ast.Import | ast.ImportFrom)]
 
 
 def _belongs(module_name: str, root: str) -> bool:
