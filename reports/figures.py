@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
+from matplotlib.transforms import Bbox
 
 from bench.threats import Threat
 from reports.grids import QUANTILES, Grid
@@ -40,6 +42,8 @@ COLOURS: Mapping[Threat, str] = MappingProxyType(
 MARKERS = "osD^vPX<>h8p*d"
 NAME_LENGTH = 40
 DOTS_PER_INCH = 130
+MARGIN = 0.1
+"""Inches around a figure."""
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,7 @@ def grid_figure(grid: Grid) -> Figure:
     """Return a grid as a figure: originals on top, a row per attack."""
     rows = [strip.row() for strip in grid.strips]
     height, width = rows[0].shape[:2]
-    figure = Figure(figsize=(6.4, 0.55 + 1.0 * len(rows)), layout="constrained")
+    figure = Figure(figsize=(6.4, 0.55 + 1.0 * len(rows)))
     axes = figure.subplots()
     axes.imshow(np.concatenate(rows), interpolation="none")
     axes.set_yticks(
@@ -108,21 +112,31 @@ def save(figure: Figure, folder: Path, name: str) -> bytes:
     Nothing of the time or machine is written into the files.
     """
     stream = io.BytesIO()
+    figure.set_dpi(DOTS_PER_INCH)
     with warnings.catch_warnings():
         # A name in a script that the font lacks shows as boxes; that is no reason to complain.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
+        box = _settled(figure)
         figure.savefig(
             stream,
             format="png",
             dpi=DOTS_PER_INCH,
-            bbox_inches="tight",
+            bbox_inches=box,
             metadata={"Software": None},
             pil_kwargs={"compress_level": 3},  # half the time of 6, a tenth more bytes
         )
-        figure.set_layout_engine("none")  # the layout is found; do not search it again
-        figure.savefig(folder / f"{name}.pdf", bbox_inches="tight", metadata={"CreationDate": None})
+        figure.savefig(folder / f"{name}.pdf", bbox_inches=box, metadata={"CreationDate": None})
     (folder / f"{name}.png").write_bytes(stream.getvalue())
     return stream.getvalue()
+
+
+def _settled(figure: Figure) -> Bbox:
+    """Lay a figure out, once for both formats; return what is drawn on, in inches, with a margin.
+
+    Were that left to `savefig`, each format would draw everything twice.
+    """
+    ConstrainedLayoutEngine().execute(figure)
+    return figure.get_tightbbox().padded(MARGIN)
 
 
 def plain(text: str) -> str:
@@ -148,7 +162,7 @@ def _points(run: Run, leak: Leak) -> Iterable[_Point]:
 
 
 def _scatter(run: Run, leak: Leak, points: list[_Point], lowest: float) -> Figure:
-    figure = Figure(figsize=(5.6, 4.8), layout="constrained")
+    figure = Figure(figsize=(5.6, 4.8))
     axes = figure.subplots()
     for point in points:
         _draw(axes, point)
