@@ -19,7 +19,7 @@ from bench.leaks import Leak
 from bench.plan import Cell, Spec, Suite, cells
 from bench.profile import profile
 from bench.registry import REFERENCES
-from bench.scoring import utility
+from bench.scoring import protection, utility
 from bench.store import Store, StoreError
 from bench.threats import Threat
 from bench.world import Progress, World
@@ -200,6 +200,7 @@ def take(runner: Cells, step: Step) -> None:
             runner.reference(step.name)
         case Utility():
             utility(runner.world, step.defense, step.leak)
+            protection(runner.world, step.defense, step.leak)
         case Cell():
             runner.values(step)
 

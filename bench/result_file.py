@@ -96,7 +96,14 @@ class Seed(_Part):
 
 
 class PairList(_Part):
-    """Verification pairs, of photos by their place in `photos`."""
+    """Pairs of photos, by their place in `photos`: for verification, or records to be linked.
+
+    Attributes:
+        photos: The photos.
+        left: Of each pair, the first.
+        right: Of each pair, the second.
+        fold: Of each pair, the fold of the verification test, or -1.
+    """
 
     photos: list[Photo]
     left: list[Annotated[int, Field(ge=0)]]
@@ -123,14 +130,14 @@ class CellValues(_Part):
     Attributes:
         kind: What was scored.
         seed: Its seed.
-        pairs: For utility: key of its pairs.
+        pairs: For utility and linkage: key of its pairs.
         values: Numbers per probe by "metric" or "judge/metric"; for utility, scores per pair by way
-            of matching.
+            of matching; for linkage, scores per pair by "linkage".
         facts: What was recorded beside them, such as timings, and under "training" the learning
             curves of the attack.
     """
 
-    kind: Literal["attack", "reference", "worst-case", "utility"]
+    kind: Literal["attack", "reference", "worst-case", "utility", "linkage"]
     seed: int
     pairs: str | None = None
     values: dict[str, list[Number]]
@@ -321,7 +328,7 @@ def _cell(folder: Path, pairs: dict[str, PairList]) -> CellValues:
     about = json.loads((folder / "cell.json").read_bytes())
     lines = _lines(folder / "values.csv")
     common = {"kind": about["kind"], "seed": about["seed"], "facts": about.get("facts", {})}
-    if about["kind"] != "utility":
+    if about["kind"] not in {"utility", "linkage"}:
         return CellValues(**common, values=_columns(lines, {"probe", "identity"}))
     found = _pair_list(lines)
     key = digest(found.model_dump())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +19,28 @@ from bench.threats import Threat
 if TYPE_CHECKING:
     import pandas as pd
 
+    from bench.metrics import Estimate
+
 Status = Literal["ok", "error"]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One metric: its estimate, and what a row says beside it.
+
+    Attributes:
+        metric: Name of the metric.
+        definition: Id of its definition.
+        estimate: Value and interval.
+        judge: Name of the recogniser that scored, if one did.
+        flags: What a reader must know.
+    """
+
+    metric: str
+    definition: str
+    estimate: Estimate
+    judge: str | None = None
+    flags: tuple[str, ...] = ()
 
 
 class Row(BaseModel):

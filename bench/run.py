@@ -10,7 +10,7 @@ import platform
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -20,11 +20,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import results
 from bench.cell import Cells
 from bench.curves import MORE_BUDGET_HELPS
+from bench.datasets.base import Indices
 from bench.errors import UserError
 from bench.executors import (
     Executor,
@@ -46,11 +48,12 @@ from bench.jobs import (
 )
 from bench.keys import digest
 from bench.leaks import Leak
+from bench.linkage import LINKAGE, Pairs, linkability
 from bench.plan import Cell, Spec, Suite, cells
 from bench.profile import Span, profile
 from bench.registry import REFERENCES
-from bench.results import Row, parameters_text
-from bench.scoring import LOWER_IS_CLOSER, Score, Values, utility, worst_case
+from bench.results import Row, Score, parameters_text
+from bench.scoring import LOWER_IS_CLOSER, Values, protection, utility, worst_case
 from bench.store import Artifact, Store, StoreError, atomic_path
 from bench.threats import Threat
 from bench.world import Progress as Say
@@ -262,7 +265,9 @@ def _reference_rows(writer: _Writer, runner: Cells, name: str) -> list[Row]:
 
 
 def _utility_rows(writer: _Writer, leak: Leak, defense: Spec) -> list[Row]:
-    return writer.utility(leak, defense, utility(writer.world, defense, leak))
+    rows = writer.utility(leak, defense, utility(writer.world, defense, leak))
+    linked = protection(writer.world, defense, leak)
+    return rows if linked is None else [*rows, *writer.linkage(leak, defense, *linked)]
 
 
 def _cell_rows(
@@ -294,8 +299,24 @@ class _Writer:
         about = self._about(leak, defense)
         scored = self.world.pair_scores(defense, leak)
         folder = self._cell_folder(scored.key, {"kind": "utility", **about}, scored.facts)
-        _write_pairs(folder / "values.csv", self.world, scored)
+        pairs = self.world.split.pairs
+        _write_pairs(
+            folder / "values.csv", self.world, pairs.left, pairs.right, pairs.folds, scored.tensors
+        )
         return [self._row(score, **about, cell=scored.key) for score in scores]
+
+    def linkage(
+        self, leak: Leak, defense: Spec, pairs: Pairs, scores: NDArray[np.float64]
+    ) -> list[Row]:
+        """Write how alike the records of two applications are; return the rows that follow."""
+        about = self._about(leak, defense)
+        key = self.world.linkage_scores(defense, leak).key
+        folder = self._cell_folder(key, {"kind": "linkage", **about}, {})
+        photos, outside = self.world.pair_photos, np.full(len(scores), -1)
+        left, right = photos[pairs.left], photos[pairs.right]
+        tensors = {LINKAGE: torch.from_numpy(scores)}
+        _write_pairs(folder / "values.csv", self.world, left, right, outside, tensors)
+        return [self._row(score, **about, cell=key) for score in linkability(scores, pairs)]
 
     def cell(self, runner: Cells, cell: Cell, made: Artifact, values: Values) -> list[Row]:
         """Write one attack on one defense."""
@@ -410,19 +431,25 @@ class _Writer:
         return folder
 
 
-def _write_pairs(target: Path, world: World, scored: Artifact) -> None:
-    """Write the score of every verification pair, and what `scoring.utility` needs beside it."""
-    pairs = world.split.pairs
-    photos = [[world.dataset.photos[i].key for i in side] for side in (pairs.left, pairs.right)]
-    people = [world.identities(side).tolist() for side in (pairs.left, pairs.right)]
-    same = pairs.same.astype(int).tolist()
+def _write_pairs(
+    target: Path,
+    world: World,
+    left: Indices,
+    right: Indices,
+    folds: NDArray[np.int_],
+    scores: Mapping[str, torch.Tensor],
+) -> None:
+    """Write the scores of pairs of photos, and what rows are made from beside them."""
+    photos = [[world.dataset.photos[i].key for i in side] for side in (left, right)]
+    people = [world.identities(side) for side in (left, right)]
+    same = (people[0] == people[1]).astype(int).tolist()
     # As text of the shortest form that reads back to the same float32.
-    ways = [column.numpy().astype(np.float32).astype(str) for column in scored.tensors.values()]
+    ways = [column.numpy().astype(np.float32).astype(str) for column in scores.values()]
     header = ["left", "right", "left_identity", "right_identity", "same", "fold"]
     with atomic_path(target) as path, path.open("w", newline="") as stream:
         writer = csv.writer(stream)
-        writer.writerow([*header, *scored.tensors])
-        writer.writerows(zip(*photos, *people, same, pairs.folds.tolist(), *ways, strict=True))
+        writer.writerow([*header, *scores])
+        writer.writerows(zip(*photos, *people, same, folds.tolist(), *ways, strict=True))
 
 
 def _write_values(writer: Any, world: World, values: Values) -> None:

@@ -7,7 +7,7 @@ made them. Raw values per probe come first; a row is their mean with an interval
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -16,8 +16,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from bench.cost import costs
 from bench.datasets.base import Indices
 from bench.leaks import Leak
+from bench.linkage import Pairs, linked_pairs
 from bench.metrics import (
     Estimate,
     acceptance_from_scores,
@@ -30,14 +32,14 @@ from bench.metrics import (
     psnr,
     ssim,
     tar_at_far,
-    unlinkability,
     verification_accuracy,
 )
+from bench.metrics.intervals import without_interval
 from bench.metrics.perceptual import Reference as PerceptualReference
 from bench.metrics.perceptual import has_trunk
 from bench.plan import Spec
 from bench.profile import MODELS, profile
-from bench.recognizers.base import CROP
+from bench.results import Score
 from bench.world import World
 
 Values = dict[str, NDArray[np.float64]]
@@ -58,31 +60,7 @@ RANK = "rank"
 LOWER_IS_CLOSER = {"mse", "st-lpips", "lpips", RANK}
 """Metrics whose smallest value is the best attack."""
 
-NON_MATED = 10_000
-"""Pairs of different people that linkage is measured against, drawn from all of them."""
-
-LINKING_FMR = 1e-3
-
 FARS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-
-
-@dataclass(frozen=True)
-class Score:
-    """One metric: its estimate, and what a row says beside it.
-
-    Attributes:
-        metric: Name of the metric.
-        definition: Id of its definition.
-        estimate: Value and interval.
-        judge: Name of the recogniser that scored, if one did.
-        flags: What a reader must know.
-    """
-
-    metric: str
-    definition: str
-    estimate: Estimate
-    judge: str | None = None
-    flags: tuple[str, ...] = ()
 
 
 def perceptual_nets() -> dict[str, str]:
@@ -230,7 +208,7 @@ def worst_case(cells: Iterable[Values]) -> Values:
 
 
 def utility(world: World, spec: Spec, leak: Leak) -> list[Score]:
-    """Score recognition with a defense, what it costs, and whether its records can be linked.
+    """Score recognition with a defense, and what it costs.
 
     Stored records are compared with fresh probes that carry no protection, where the defense
     allows that, and with other stored records.
@@ -245,52 +223,16 @@ def utility(world: World, spec: Spec, leak: Leak) -> list[Score]:
     ]
     settled = tuple(f"{name}={value:.3g}" for name, value in artifact.facts["found"].items())
     found = [replace(score, flags=(*score.flags, *settled)) for score in found]
-    return [*found, *_cost(artifact.facts), *protection(world, spec, leak)]
+    return [*found, *costs(artifact.facts)]
 
 
-def protection(world: World, spec: Spec, leak: Leak) -> list[Score]:
-    """Score how well records of two applications can be linked, where secrets can be renewed.
-
-    Mated are different photos of one person, one protected by each application. The renewed record
-    of the very same photo is scored apart: a linker ties it to the revoked one at the threshold
-    that ties 1 of 1000 records of different people.
-    """
+def protection(world: World, spec: Spec, leak: Leak) -> tuple[Pairs, NDArray[np.float64]] | None:
+    """Return how alike the records of two applications are, where secrets can be renewed."""
     if not spec.create().renewable:
-        return []
-    scores = _floats(world.linkage_scores(spec, leak).tensors["scores"])
-    return linkability(scores, world.identities(world.pair_photos))
-
-
-def linkability(scores: NDArray[np.float64], identities: NDArray[np.str_]) -> list[Score]:
-    """Return D_sys beside its permutation null, the linker's AUC, and how renewal holds.
-
-    Args:
-        scores: (N, N) linkage scores of two applications; entry (i, i) compares one photo.
-        identities: (N,) whom the photos show.
-    """
-    same = identities[:, None] == identities[None, :]
-    mated = same & ~np.eye(len(same), dtype=bool)
-    chosen = np.random.default_rng(0).permutation(scores[~same])[:NON_MATED]
-    found = unlinkability(scores[mated], chosen)
-    null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
-    others = np.sort(chosen)
-    people = identities[np.nonzero(mated)[0]]
-    auc = clustered_mean(_ranks(scores[mated], others), people)
-    threshold = others[-1 - int(LINKING_FMR * len(others))]
-    renewed = (scores.diagonal() > threshold).astype(float)
-    return [
-        Score("d-sys", "d-sys", _plain(found.d_sys, found.n_mated), flags=null),
-        Score(
-            "linkage-auc", "linkage-auc", replace(auc, low=max(auc.low, 0), high=min(auc.high, 1))
-        ),
-        Score("renewed-linked", "renewed-linked", clustered_rate(renewed, identities)),
-    ]
-
-
-def _ranks(scores: NDArray[np.float64], others: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the share of sorted other scores that each score exceeds, ties counted half."""
-    below = np.searchsorted(others, scores, "left") + np.searchsorted(others, scores, "right")
-    return below / (2 * len(others))
+        return None
+    pairs = linked_pairs(world.identities(world.pair_photos))
+    scores = world.linkage_scores(spec, leak).tensors["scores"]
+    return pairs, _floats(scores)[pairs.left, pairs.right]
 
 
 def verification_scores(
@@ -307,7 +249,7 @@ def verification_scores(
     correct = pair_rate(accuracy.correct, people[0][folded], people[1][folded])
     found = [
         Score(f"accuracy.{way}", "accuracy:folds-exact", correct, flags=(count,)),
-        Score(f"eer.{way}", "eer", _plain(eer(scores[same], scores[~same]), len(scores))),
+        Score(f"eer.{way}", "eer", without_interval(eer(scores[same], scores[~same]), len(scores))),
     ]
     for point in tar_at_far(scores[same], scores[~same], FARS):
         if point.supported:
@@ -316,21 +258,6 @@ def verification_scores(
             metric = f"tar@far={point.far:g}.{way}"
             found.append(Score(metric, "tar-at-far:floor-ties-conservative", estimate))
     return found
-
-
-def _cost(facts: dict[str, Any]) -> list[Score]:
-    count = int(facts["count"])
-    costs = {
-        "ms-per-record": 1e3 * facts["protect_seconds"] / count,
-        "bytes-per-record": facts["bytes_per_record"],
-        "storage-factor": np.prod(facts["shape"]) / np.prod(CROP),
-    }
-    return [Score(name, name, _plain(value, count)) for name, value in costs.items()]
-
-
-def _plain(value: float, count: int) -> Estimate:
-    """Return a value without an interval."""
-    return Estimate(float(value), np.nan, np.nan, count, 0, "none")
 
 
 def _floats(values: Any) -> NDArray[np.float64]:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import MetricError
+from bench.linkage import LINKAGE, Pairs, linkability
 from bench.metrics import (
     Estimate,
     clustered_mean,
@@ -28,7 +29,7 @@ from bench.metrics.definitions import definition
 
 if TYPE_CHECKING:
     from bench.result_file import CellValues, ResultFile
-    from bench.results import Row
+    from bench.results import Row, Score
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,19 @@ def pair_scores(file: ResultFile, row: Row) -> tuple[NDArray[np.float64], NDArra
     return scores, left == right
 
 
+def linked(file: ResultFile, cell: CellValues) -> list[Score]:
+    """Return what the scores of a linkage cell say.
+
+    Raises:
+        MetricError: Its pairs are missing, or its scores say nothing.
+    """
+    pairs = file.pairs.get(cell.pairs or "")
+    if pairs is None or LINKAGE not in cell.values:
+        raise MetricError("There are no linkage scores: run the suite again.")
+    left, right = np.array(pairs.left, dtype=np.intp), np.array(pairs.right, dtype=np.intp)
+    return linkability(cell.array(LINKAGE), Pairs(left, right, *pairs.identities()))
+
+
 def _is_rate(row: Row) -> bool:
     about = definition(row.definition)
     return (about.low, about.high) == (0, 1)
@@ -143,6 +157,8 @@ def _part(file: ResultFile, row: Row) -> _Part:
     cell = file.cells.get(row.cell)
     if cell is None:
         raise MetricError(f"There are no raw values behind {row.metric}: it has no interval.")
+    if cell.kind == "linkage":
+        raise MetricError(f"{row.metric} cannot be compared: guarantee an accuracy or a TAR.")
     return _pairs(file, cell, row) if cell.kind == "utility" else _probes(file, cell, row)
 
 

@@ -80,6 +80,11 @@ class NonInferiority:
     margin: float
 
 
+def without_interval(value: float, n: int) -> Estimate:
+    """Return a number that no interval is known for."""
+    return Estimate(float(value), math.nan, math.nan, n, 0, "none")
+
+
 def wilson(successes: int, n: int, *, confidence: float = 0.95) -> Estimate:
     """Return a rate of independent trials with Wilson's score interval.
 

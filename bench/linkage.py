@@ -1,0 +1,101 @@
+"""Can the records of two applications be joined? Which pairs are compared, and what scores say.
+
+Whoever receives a result file takes the numbers again from its scores: nothing here needs torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bench.errors import MetricError
+from bench.metrics import clustered_mean, clustered_rate, unlinkability
+from bench.metrics.intervals import without_interval
+from bench.results import Score
+
+LINKAGE = "linkage"
+"""Name of the scores in the raw values."""
+
+NON_MATED = 10_000
+"""Pairs of different people that linkage is measured against, drawn from all of them."""
+
+LINKING_FMR = 1e-3
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Records of the first application (left) and of the second (right), by number of the photo.
+
+    Attributes:
+        left: (P,) photo behind the first record.
+        right: (P,) photo behind the second.
+        left_identity: (P,) whom the first shows.
+        right_identity: (P,) whom the second shows.
+    """
+
+    left: NDArray[np.intp]
+    right: NDArray[np.intp]
+    left_identity: NDArray[np.str_]
+    right_identity: NDArray[np.str_]
+
+    @property
+    def renewed(self) -> NDArray[np.bool_]:
+        """(P,) whether both records are of the very same photo."""
+        return self.left == self.right
+
+    @property
+    def mated(self) -> NDArray[np.bool_]:
+        """(P,) whether the records are of different photos of one person."""
+        return (self.left_identity == self.right_identity) & ~self.renewed
+
+    @property
+    def non_mated(self) -> NDArray[np.bool_]:
+        """(P,) whether the records are of different people."""
+        return self.left_identity != self.right_identity
+
+
+def linked_pairs(identities: NDArray[np.str_]) -> Pairs:
+    """Return every renewed and every mated pair of photos, and some of the non-mated.
+
+    Args:
+        identities: (N,) whom the photos show.
+    """
+    same = identities[:, None] == identities[None, :]
+    others = np.random.default_rng(0).permutation(np.flatnonzero(~same))[:NON_MATED]
+    left, right = np.divmod(np.concatenate([np.flatnonzero(same), others]), len(identities))
+    return Pairs(left, right, identities[left], identities[right])
+
+
+def linkability(scores: NDArray[np.float64], pairs: Pairs) -> list[Score]:
+    """Return D_sys beside its permutation null, the linker's AUC, and how renewal holds.
+
+    Mated are different photos of one person, one protected by each application. The renewed record
+    of the very same photo is scored apart: a linker ties it to the revoked one at the threshold
+    that ties 1 of 1000 records of different people.
+
+    Args:
+        scores: (P,) linkage scores, higher is more alike.
+        pairs: What was compared.
+
+    Raises:
+        MetricError: There is no mated or no non-mated pair, or a score is not finite.
+    """
+    if len(scores) != len(pairs.left):
+        raise MetricError(f"There are {len(scores)} linkage scores for {len(pairs.left)} pairs.")
+    mated, others = scores[pairs.mated], np.sort(scores[pairs.non_mated])
+    found = unlinkability(mated, others)
+    null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
+    below = np.searchsorted(others, mated, "left") + np.searchsorted(others, mated, "right")
+    auc = clustered_mean(below / (2 * len(others)), pairs.left_identity[pairs.mated])
+    threshold = others[-1 - int(LINKING_FMR * len(others))]
+    tied = (scores[pairs.renewed] > threshold).astype(float)
+    renewed = clustered_rate(tied, pairs.left_identity[pairs.renewed])
+    return [
+        Score("d-sys", "d-sys", without_interval(found.d_sys, len(mated)), flags=null),
+        Score(
+            "linkage-auc", "linkage-auc", replace(auc, low=max(auc.low, 0), high=min(auc.high, 1))
+        ),
+        Score("renewed-linked", "renewed-linked", renewed),
+    ]
