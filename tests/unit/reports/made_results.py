@@ -8,9 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from bench.cost import costs
 from bench.leaks import Leak
+from bench.linkage import LINKAGE, linkability, linked_pairs
 from bench.result_file import CellValues, FileRow, Member, PairList, Photo, ResultFile, Seed
-from bench.results import Row
+from bench.results import Row, Score
 from bench.threats import Threat
 from reports.samples import estimate, sample
 
@@ -46,6 +48,7 @@ class Maker:
         seed: Seed of the split.
         dataset: Name of the dataset.
         scored: Whether rows get their numbers; a comparison looks at raw values alone.
+        linked: Pairs of records of two applications, if there are any.
     """
 
     people: int = 40
@@ -55,6 +58,7 @@ class Maker:
     scored: bool = True
     rows: list[FileRow] = field(default_factory=list)
     cells: dict[str, CellValues] = field(default_factory=dict)
+    linked: PairList | None = None
 
     def __post_init__(self) -> None:
         count = self.people * self.each
@@ -93,6 +97,44 @@ class Maker:
         scores = np.where(self.same ^ missed, 0.9, 0.1)
         self._row("utility", {WAY: scores}, metric=f"accuracy.{WAY}", judge=None, **about)
         return self
+
+    def linkage(self, strength: float, **about: Any) -> Maker:
+        """Add how well two applications of a defense can be linked, and what its records cost."""
+        pairs = linked_pairs(np.array(self.identities))
+        noise = np.random.default_rng(0).normal(size=len(pairs.left))
+        scores = noise + strength * ~pairs.non_mated
+        self.linked = PairList(
+            photos=self.photos,
+            left=pairs.left.tolist(),
+            right=pairs.right.tolist(),
+            fold=[-1] * len(scores),
+        )
+        facts = {"count": 100, "shape": [512], "protect_seconds": 0.5, "bytes_per_record": 64.0}
+        self._recorded("linkage", linkability(scores, pairs), {LINKAGE: scores.tolist()}, {}, about)
+        self._recorded("cost", costs(facts), {}, facts, about)
+        return self
+
+    def _recorded(
+        self,
+        name: str,
+        scores: list[Score],
+        values: dict[str, list[float]],
+        facts: dict[str, Any],
+        about: dict[str, Any],
+    ) -> None:
+        kind = "linkage" if values else "utility"
+        self.cells[name] = CellValues(
+            kind=kind, seed=self.seed, pairs="linked", values=values, facts=facts
+        )
+        for score in scores:
+            found = score.estimate
+            low, high = (None if np.isnan(x) else x for x in (found.low, found.high))
+            numbers = {"value": found.value, "ci_low": low, "ci_high": high, "n": found.n}
+            names = {"metric": score.metric, "definition": score.definition}
+            flags = " ".join(score.flags)
+            self.rows.append(
+                FileRow(**self._common(), **names, **numbers, flags=flags, cell=name, **about)
+            )
 
     def failed(self, reason: str, **about: Any) -> Maker:
         """Add the row of a failure."""
@@ -149,7 +191,8 @@ class Maker:
             pairs={
                 "pairs": PairList.model_construct(
                     photos=self.photos, left=self.left, right=self.right, fold=fold
-                )
+                ),
+                **({} if self.linked is None else {"linked": self.linked}),
             },
             cells=self.cells,
             rows=self.rows,

@@ -10,6 +10,7 @@ from made_results import ADVFACE, TRANSFER, Maker, small
 import bench
 from bench import result_file
 from bench.errors import UserError
+from bench.leaks import Leak
 from bench.result_file import ResultFile
 from reports.submission import check
 
@@ -117,8 +118,52 @@ def test_a_number_that_does_not_follow_from_the_raw_values_is_found(
         for row in file.rows
     ]
     told = checked(tmp_path, file.model_copy(update={"rows": rows}))
-    assert "FAIL  privacy and utility follow from the raw values" in told
+    assert "FAIL  every number follows from the raw values" in told
     assert f"features / advface / unet / transfer / rank-1 / dlib: {fault}" in told
+
+
+KEYED = {"leak": Leak.TEMPLATE, "defense": "keyed", "defense_params": "{}"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "changes", "fault"),
+    [
+        ("d-sys", {"value": 0.01}, "the value is 0.01, recomputed 0."),
+        ("d-sys", {"ci_low": 0.0}, "the low is 0.0, recomputed nan"),
+        ("d-sys", {"flags": "null-mean=0.9 null-p95=0.95"}, "it is not flagged null-mean=0.0"),
+        ("linkage-auc", {"ci_high": 0.5}, "the high is 0.5, recomputed 0."),
+        ("renewed-linked", {"n": 7}, "n is 7, recomputed 120"),
+        ("ms-per-record", {"value": 0.001}, "the value is 0.001, recomputed 5"),
+        ("storage-factor", {"cell": "gone"}, "there are no raw values behind storage-factor"),
+        ("d-sys", {"cell": "cost"}, "the raw values say nothing about d-sys"),
+    ],
+)
+def test_linkage_and_cost_are_taken_again(
+    tmp_path: Path, metric: str, changes: dict[str, Any], fault: str
+) -> None:
+    file = small().linkage(1.0, **KEYED).file()
+    assert "FAIL" not in checked(tmp_path, file)
+    rows = [row.model_copy(update=changes) if row.metric == metric else row for row in file.rows]
+    told = checked(tmp_path, file.model_copy(update={"rows": rows}))
+    assert f"template / keyed / {metric}: {fault}" in told
+
+
+@pytest.mark.parametrize(
+    ("cell", "change", "fault"),
+    [
+        ("linkage", {"values": {}}, "There are no linkage scores"),
+        ("linkage", {"values": {"linkage": [0.5]}}, "There are 1 linkage scores for"),
+        ("linkage", {"pairs": None}, "There are no linkage scores"),
+        ("cost", {"facts": {"count": 0, "shape": [1], "protect_seconds": 1}}, "ZeroDivisionError"),
+        ("cost", {"facts": {"count": 1, "shape": ["x"], "protect_seconds": 1}}, "facts give no"),
+    ],
+)
+def test_raw_values_that_say_nothing_are_faults(
+    tmp_path: Path, cell: str, change: dict[str, Any], fault: str
+) -> None:
+    file = small().linkage(1.0, **KEYED).file()
+    cells = {**file.cells, cell: file.cells[cell].model_copy(update=change)}
+    assert fault in checked(tmp_path, file.model_copy(update={"cells": cells}))
 
 
 def test_a_worst_case_that_an_attack_beats_is_found(tmp_path: Path) -> None:
