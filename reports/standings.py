@@ -18,6 +18,7 @@ from bench.errors import UserError, first_fault
 from bench.leaks import Leak
 from bench.threats import Threat
 from reports.numbers import interval, number
+from reports.ranking import ranks
 from reports.run import (
     FLOORS,
     UNDEFENDED,
@@ -28,7 +29,7 @@ from reports.run import (
     distinct_names,
     group_lines,
 )
-from reports.samples import estimate, sample
+from reports.samples import Sample, estimate, sample
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -176,6 +177,7 @@ class Standing:
         attacks: Headline by attack.
         flags: Keys of `FLAGS`.
         external: The best attack by others, if it is better than all here.
+        trials: Headline of the worst case per probe; None without a worst case.
         rank: 1 + how many defenses are better beyond doubt; None without a worst case.
     """
 
@@ -188,6 +190,7 @@ class Standing:
     attacks: Mapping[str, Row]
     flags: tuple[str, ...]
     external: External | None = None
+    trials: Sample | None = None
     rank: int | None = None
 
     @property
@@ -255,17 +258,6 @@ def boards(sources: Sequence[Source], settings: Settings) -> list[Board]:
     ]
 
 
-def ranks(rows: Sequence[Row | None]) -> list[int | None]:
-    """Return 1 + the number of rows whose whole interval lies below a row's.
-
-    Rows whose intervals overlap with the same others share a rank: they cannot be told apart.
-    """
-    highs = np.sort([interval(row)[1] for row in rows if row is not None])
-    return [
-        None if row is None else 1 + int(np.searchsorted(highs, interval(row)[0])) for row in rows
-    ]
-
-
 def read_source(path: Path) -> Source:
     """Read a result file, or the folder of a finished run.
 
@@ -303,7 +295,7 @@ def _board(contest: Contest, found: list[Standing], floors: Any) -> Board:
     current = list(newest.values())
     placed = [
         replace(standing, rank=rank)
-        for standing, rank in zip(current, ranks([x.worst for x in current]), strict=True)
+        for standing, rank in zip(current, ranks([x.trials for x in current]), strict=True)
     ]
     return Board(contest, tuple(sorted(placed, key=_place)), tuple(older), floors)
 
@@ -324,7 +316,8 @@ def _standings(
         groups[item.leak, item.defense, item.parameters].append(item)
     for (leak, defense, parameters), items in groups.items():
         for threat in run.threats(items[0]):
-            worst = combined(source, [run.worst(x, threat) for x in items], HEADLINE, run.judge)
+            lines = [run.worst(x, threat) for x in items]
+            worst = combined(source, lines, HEADLINE, run.judge)
             contest = Contest(
                 run.info.suite.dataset,
                 run.lines[0].rows[0].recognizer,
@@ -338,11 +331,12 @@ def _standings(
                 tuple(items),
                 names[defense, parameters],
                 worst,
-                combined(source, [run.worst(x, threat) for x in items], "ssim", None),
+                combined(source, lines, "ssim", None),
                 _accuracy(source, items),
                 _attacks(source, items, threat),
                 (),
                 _external(settings, contest, defense, worst),
+                sample(source.file, _rows(lines, HEADLINE, run.judge)) if worst else None,
             )
             yield contest, replace(standing, flags=tuple(_flags(standing, threat, settings)))
 
@@ -354,19 +348,23 @@ def _setting(run: Run, worst: Row | None) -> str:
     return f"{people}, FMR {run.info.suite.fmr:g}"
 
 
+def _rows(lines: Sequence[Line | None], metric: str, judge: str | None) -> list[Row]:
+    """Return the rows of a metric, one per seed; none if a seed has no value."""
+    rows = [None if line is None else line.row(metric, judge) for line in lines]
+    known = [row for row in rows if row is not None]
+    return known if len(known) == len(rows) else []
+
+
 def combined(
     source: Source, lines: Sequence[Line | None], metric: str, judge: str | None
 ) -> Row | None:
     """Return one row for all seeds; None if a seed has no value."""
-    rows = [None if line is None else line.row(metric, judge) for line in lines]
-    known = [row for row in rows if row is not None]
-    if not known or len(known) < len(rows):
-        return None
-    if len(known) == 1:
-        return known[0]
-    found = estimate(sample(source.file, known), 0.95)
+    rows = _rows(lines, metric, judge)
+    if len(rows) < 2:
+        return rows[0] if rows else None
+    found = estimate(sample(source.file, rows), 0.95)
     numbers = {"value": found.value, "ci_low": found.low, "ci_high": found.high, "n": found.n}
-    return known[0].model_copy(update=numbers)
+    return rows[0].model_copy(update=numbers)
 
 
 def _accuracy(source: Source, items: Sequence[Protection]) -> Row | None:

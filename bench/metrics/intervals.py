@@ -409,16 +409,33 @@ def paired_difference(
     Raises:
         MetricError: Wrong shapes, values outside [0, 1], or a confidence outside (0, 1).
     """
-    first, second = _rates(a, "a"), _rates(b, "b")
-    if len(first) != len(second):
-        raise MetricError(f"a and b hold {len(first)} and {len(second)} probes: pair them first.")
-    groups, clusters = _groups(identities, "identities", len(first))
-    difference = first - second
-    adjusted = _with_two_added(difference)
-    added = np.append(groups, (clusters, clusters + 1))
-    parts = [(_mean_variance(adjusted, added), clusters), *_between_seeds(difference, seeds)]
+    difference, parts, clusters = _paired(a, b, identities, seeds)
     method = f"paired t, {_clustered_by(seeds)}"
     return _difference_estimate(difference, _half_width(parts, confidence), clusters, method)
+
+
+def paired_p_value(
+    a: Numbers, b: Numbers, identities: Numbers, *, seeds: Numbers | None = None
+) -> float:
+    """Return the two-sided p-value of two equal rates on the same probes.
+
+    By the t of `paired_difference`: at a level above it the interval leaves out 0.
+
+    Args:
+        a: (probes,) as in `paired_difference`.
+        b: (probes,) as in `paired_difference`.
+        identities: (probes,) as in `paired_difference`.
+        seeds: (probes,) as in `paired_difference`.
+
+    Raises:
+        MetricError: As `paired_difference`.
+    """
+    difference, parts, _ = _paired(a, b, identities, seeds)
+    variance, freedom = _sum(parts)
+    if freedom <= 0:
+        return 1.0
+    centre = float(_with_two_added(difference).mean())
+    return 2 * float(special.stdtr(freedom, -abs(centre) / math.sqrt(variance)))
 
 
 def pair_difference(
@@ -579,16 +596,35 @@ def _between_seeds(values: Doubles, seeds: Numbers | None) -> list[tuple[float, 
     return [(_mean_variance(values, groups), count)]
 
 
-def _total(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
-    """Return the sum of variances, each with its number of units, and Student's quantile for it.
+def _paired(
+    a: Numbers, b: Numbers, identities: Numbers, seeds: Numbers | None
+) -> tuple[Doubles, list[tuple[float, int]], int]:
+    """Return differences, the variances behind their mean with two added, and identities."""
+    first, second = _rates(a, "a"), _rates(b, "b")
+    if len(first) != len(second):
+        raise MetricError(f"a and b hold {len(first)} and {len(second)} probes: pair them first.")
+    groups, clusters = _groups(identities, "identities", len(first))
+    difference = first - second
+    added = np.append(groups, (clusters, clusters + 1))
+    variance = _mean_variance(_with_two_added(difference), added)
+    return difference, [(variance, clusters), *_between_seeds(difference, seeds)], clusters
 
-    The degrees of freedom of the sum are those of Welch and Satterthwaite.
+
+def _sum(parts: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    """Return the sum of variances, each with its number of units, and its degrees of freedom.
+
+    They are those of Welch and Satterthwaite.
     """
     total = sum(variance for variance, _ in parts)
     fewest = min(units for _, units in parts) - 1
     if len(parts) == 1 or fewest == 0 or total == 0:
-        return total, _student(confidence, fewest)
-    freedom = total**2 / sum(variance**2 / (units - 1) for variance, units in parts)
+        return total, fewest
+    return total, total**2 / sum(variance**2 / (units - 1) for variance, units in parts)
+
+
+def _total(parts: Sequence[tuple[float, int]], confidence: float) -> tuple[float, float]:
+    """Return the sum of variances and Student's quantile for it."""
+    total, freedom = _sum(parts)
     return total, _student(confidence, freedom)
 
 

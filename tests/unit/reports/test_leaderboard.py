@@ -21,7 +21,7 @@ from bench.leaks import Leak
 from bench.threats import Threat
 from reports.leaderboard import write_site
 from reports.run import visible
-from reports.standings import Board, boards, ranks, read_folder
+from reports.standings import Board, boards, read_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
-    from bench.results import Row
 
 HOSTILE = (
     "<script>document.title='taken'</script><img src=x onerror=\"document.title='taken'\">"
@@ -109,20 +108,9 @@ def test_there_is_a_table_per_dataset_leak_and_threat(folder: Path) -> None:
     assert [name for name, _ in found[0].floors] == ["mean-face", "other-person"]
 
 
-def test_ranks_are_shared_where_intervals_overlap(adaptive: Board) -> None:
+def test_ranks_are_shared_where_probes_cannot_tell(adaptive: Board) -> None:
     placed = [(x.rank, x.name[:7]) for x in adaptive.standings]
     assert placed == [(1, "mine"), (1, "other"), (3, "<script"), (4, "advface"), (4, "none")]
-
-
-def test_a_rank_counts_what_is_better_beyond_doubt(adaptive: Board) -> None:
-    worst = adaptive.standings[0].worst
-    assert worst is not None
-
-    def row(low: float, high: float) -> Row:
-        return worst.model_copy(update={"ci_low": low, "ci_high": high})
-
-    found = [row(0.0, 0.2), row(0.1, 0.4), row(0.3, 0.5), None, row(0.6, 0.7)]
-    assert ranks(found) == [1, 1, 2, None, 4]
 
 
 def test_only_the_newest_result_of_a_defense_counts(adaptive: Board) -> None:
