@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Protocol
 
 HEARTBEAT = 5.0
 """Seconds between two touches of a claim."""
@@ -23,21 +24,87 @@ HEARTBEAT = 5.0
 STALE = 60.0
 """Seconds without a touch after which an owner on another machine counts as gone."""
 
-POLL = 0.1
-"""Seconds between two looks at what another process is making."""
+
+class Board(Protocol):
+    """Where claims hang: small texts by name, "KEY.NUMBER".
+
+    All of it raises OSError where it cannot be read or written.
+    """
+
+    poll: float
+    """Seconds between two looks at what another process is making."""
+
+    def names(self, key: str) -> list[str]:
+        """Return the names of the claims on a key."""
+
+    def create(self, name: str, text: str) -> bool:
+        """Hang up a claim; False if there is one of that name, also if it came just before."""
+
+    def read(self, name: str) -> tuple[str, object] | None:
+        """Return the text of a claim, and what changes with every touch; None if it is gone."""
+
+    def touch(self, name: str, text: str) -> None:
+        """Show that the owner of a claim still works."""
+
+    def delete(self, name: str) -> None:
+        """Take a claim down, if it is there."""
 
 
-class Claims:
-    """The claims of one process in one folder.
+class FolderBoard:
+    """Claims as files of one folder, which is made with the first.
 
     Args:
-        folder: Where claims are files; made with the first claim.
+        folder: The folder. Its file system creates files exclusively, as POSIX and NFSv4 do.
     """
+
+    poll = 0.1
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._held: set[Path] = set()
-        self._seen: dict[Path, tuple[int, float]] = {}
+
+    def names(self, key: str) -> list[str]:
+        """Return the names of the claims on a key."""
+        return [path.name for path in self._folder.glob(f"{key}.*")]
+
+    def create(self, name: str, text: str) -> bool:
+        """Create a file; False if it exists."""
+        self._folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with (self._folder / name).open("x") as stream:
+                stream.write(text)
+        except FileExistsError:
+            return False
+        return True
+
+    def read(self, name: str) -> tuple[str, object] | None:
+        """Return a file's text and time; None if it is gone."""
+        path = self._folder / name
+        try:
+            return path.read_text(), path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return None
+
+    def touch(self, name: str, text: str) -> None:
+        """Set a file's time."""
+        os.utime(self._folder / name)
+
+    def delete(self, name: str) -> None:
+        """Delete a file."""
+        (self._folder / name).unlink(missing_ok=True)
+
+
+class Claims:
+    """The claims of one process on one board.
+
+    Args:
+        board: Where claims hang.
+    """
+
+    def __init__(self, board: Board) -> None:
+        self._board = board
+        self._held: set[str] = set()
+        self._holding = threading.Lock()
+        self._seen: dict[str, tuple[object, float]] = {}
         self._heart: threading.Thread | None = None
 
     @contextmanager
@@ -52,59 +119,57 @@ class Claims:
             Whether the work is still to be done.
 
         Raises:
-            OSError: The folder cannot be written.
+            OSError: The board cannot be read or written.
         """
         while not done():
-            path = self._take(key)
-            if path is None:
-                time.sleep(POLL)
+            name = self._take(key)
+            if name is None:
+                time.sleep(self._board.poll)
                 continue
             try:
                 yield not done()
             finally:
-                self._release(key, path)
+                self._release(key, name)
             return
         yield False
 
-    def _take(self, key: str) -> Path | None:
-        self._folder.mkdir(parents=True, exist_ok=True)
-        newest = max((_number(path) for path in self._folder.glob(f"{key}.*")), default=0)
-        if newest and self._alive(self._folder / f"{key}.{newest}"):
+    def _take(self, key: str) -> str | None:
+        newest = max(map(_number, self._board.names(key)), default=0)
+        if newest and self._alive(f"{key}.{newest}"):
             return None
-        path = self._folder / f"{key}.{newest + 1}"
-        try:
-            with path.open("x") as stream:
-                json.dump({"host": _host(), "process": os.getpid()}, stream)
-        except FileExistsError:
+        name = f"{key}.{newest + 1}"
+        if not self._board.create(name, _owner()):
             return None
-        self._held.add(path)
+        with self._holding:
+            self._held.add(name)
         self._keep_beating()
-        return path
+        return name
 
-    def _release(self, key: str, path: Path) -> None:
-        self._held.discard(path)
+    def _release(self, key: str, name: str) -> None:
+        with self._holding:
+            self._held.discard(name)
         # In rising order: as long as the own claim stands, nobody believes an older one.
-        for claim in sorted(self._folder.glob(f"{key}.*"), key=_number):
-            if _number(claim) <= _number(path):
-                with suppress(OSError):
-                    claim.unlink()
+        with suppress(OSError):
+            for claim in sorted(self._board.names(key), key=_number):
+                if _number(claim) <= _number(name):
+                    self._board.delete(claim)
 
-    def _alive(self, path: Path) -> bool:
+    def _alive(self, name: str) -> bool:
         """Say whether a claim's owner still works: by its process here, by its touches elsewhere.
 
         Touches are timed by this process's own clock: those of two machines may differ.
         """
-        try:
-            touched, text = path.stat().st_mtime_ns, path.read_text()
-        except FileNotFoundError:
+        found = self._board.read(name)
+        if found is None:
             return False
+        text, touched = found
         # An owner that was killed before it wrote its name is told by its touches alone.
         owner = json.loads(text) if text.endswith("}") else {}
         if owner.get("host") == _host() and not _runs(owner["process"]):
             return False
-        before, since = self._seen.get(path, (0, 0.0))
+        before, since = self._seen.get(name, (None, 0.0))
         if touched != before:
-            self._seen[path] = (touched, time.monotonic())
+            self._seen[name] = (touched, time.monotonic())
             return True
         return time.monotonic() - since < STALE
 
@@ -116,13 +181,20 @@ class Claims:
     def _beat(self) -> None:
         while True:
             time.sleep(HEARTBEAT)
-            for path in list(self._held):
-                with suppress(OSError):
-                    os.utime(path)
+            # A touch may write anew: none may come after the release that takes the claim down.
+            with self._holding:
+                for name in self._held:
+                    with suppress(OSError):
+                        self._board.touch(name, _owner())
 
 
-def _number(path: Path) -> int:
-    return int(path.suffix[1:])
+def _number(name: str) -> int:
+    return int(name.rpartition(".")[2])
+
+
+def _owner() -> str:
+    """Return who holds a claim, and until when it has surely worked by its own clock."""
+    return json.dumps({"host": _host(), "process": os.getpid(), "time": time.time()})
 
 
 def _runs(process: int) -> bool:

@@ -30,6 +30,14 @@ Plugins = Annotated[
     typer.Option("--plugin", help="A Python file that registers attacks or defenses; repeatable."),
 ]
 
+Place = Annotated[
+    str | None,
+    typer.Option(
+        "--store",
+        help="Folder of cached artifacts, or URL such as s3://bucket/prefix [default: user cache].",
+    ),
+]
+
 
 class Listing(StrEnum):
     """What `veilbench list` can show."""
@@ -90,9 +98,7 @@ def run(
     out: Annotated[Path, typer.Option(help="Folder for results and report.")] = Path(
         "veilbench-runs"
     ),
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of cached artifacts [default: user cache].")
-    ] = None,
+    store: Place = None,
     plugin: Plugins = None,
     defense: Annotated[
         list[str] | None, typer.Option(help="Only these defenses, beside none; repeatable.")
@@ -129,31 +135,31 @@ def run(
     with clock.span("import libraries"):
         from bench.plan import load_suite, narrowed
         from bench.run import Workers, run_suite
-        from bench.store import Store, default_root
+        from bench.store import open_store
         from reports.report import write_report
 
     _load(plugin)
     chosen = narrowed(load_suite(suite), defense or [], attack or [], dataset)
     folder = out / chosen.name if out == Path("veilbench-runs") else out
-    outcome = run_suite(
-        chosen,
-        folder,
-        Store(store or default_root()),
-        device=device,
-        data_root=data_root,
-        quiet=quiet,
-        workers=Workers(executor.value, workers, tuple(plugin or ()), time_limit, ray_address),
-    )
-    with clock.span("write the report"):
-        page = write_report(folder)
+    try:
+        outcome = run_suite(
+            chosen,
+            folder,
+            open_store(store),
+            device=device,
+            data_root=data_root,
+            quiet=quiet,
+            workers=Workers(executor.value, workers, tuple(plugin or ()), time_limit, ray_address),
+        )
+        with clock.span("write the report"):
+            page = write_report(folder)
+    finally:  # A run that is stopped tells too.
+        if profile:
+            typer.echo(table(clock, time.perf_counter() - started))
     if outcome.failed:
         typer.echo(f"{outcome.failed} of the cells failed: their rows say why.", err=True)
     typer.echo(f"Results: {folder / 'results.csv'}")
     typer.echo(f"Report:  {page}")
-    if profile:
-        typer.echo(
-            table(outcome.seconds | clock.take(), time.perf_counter() - started, outcome.processes)
-        )
     if outcome.refusal:
         raise outcome.refusal
 
@@ -254,21 +260,19 @@ def validate(
     ] = None,
     plugin: Plugins = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer people, steps and calls.")] = False,
-    store: Annotated[
-        Path | None, typer.Option(help="Folder of cached artifacts [default: user cache].")
-    ] = None,
+    store: Place = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
 ) -> None:
     """Check that attacks break what is known to be broken; exit with 1 where one fails."""
     from bench.jobs import choose_device
-    from bench.store import Store, default_root
+    from bench.store import open_store
     from bench.validate import table
     from bench.validate import validate as checks
 
     _load(plugin)
     found = list(
         checks(
-            Store(store or default_root()),
+            open_store(store),
             attack or [],
             quick=quick,
             device=choose_device(device),
@@ -332,27 +336,23 @@ def check_data(
 store_app = typer.Typer(no_args_is_help=True, help="Look after the artifacts that runs share.")
 app.add_typer(store_app, name="store")
 
-StoreFolder = Annotated[
-    Path | None, typer.Option("--store", help="Folder of the store [default: user cache].")
-]
-
 
 @store_app.command("ls")
-def list_store(store: StoreFolder = None) -> None:
+def list_store(store: Place = None) -> None:
     """Show how many artifacts there are of each stage, and their size."""
     from bench import upkeep
-    from bench.store import Store, default_root
+    from bench.store import open_store
 
-    typer.echo(upkeep.listing(Store(store or default_root())))
+    typer.echo(upkeep.listing(open_store(store)))
 
 
 @store_app.command("verify")
-def verify_store(store: StoreFolder = None) -> None:
+def verify_store(store: Place = None) -> None:
     """Check every artifact against its sha256; exit with 1 if one is damaged."""
     from bench import upkeep
-    from bench.store import Store, default_root
+    from bench.store import open_store
 
-    damaged = upkeep.damage(Store(store or default_root()))
+    damaged = upkeep.damage(open_store(store))
     for line in damaged:
         typer.echo(line)
     if damaged:
@@ -365,13 +365,13 @@ def collect_store(
     keep: Annotated[
         list[Path], typer.Option(metavar="RUN", help="The --out folder of a run; repeatable.")
     ],
-    store: StoreFolder = None,
+    store: Place = None,
 ) -> None:
     """Delete what these runs do not need to be repeated without computing. No run may be going."""
     from bench import upkeep
-    from bench.store import Store, default_root
+    from bench.store import open_store
 
-    typer.echo(upkeep.collect(Store(store or default_root()), keep))
+    typer.echo(upkeep.collect(open_store(store), keep))
 
 
 def _load(plugins: list[Path] | None) -> None:

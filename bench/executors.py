@@ -25,7 +25,7 @@ from bench.jobs import Failures, Job, Workbench, retried
 from bench.plan import Suite
 from bench.profile import Span, profile
 from bench.registry import load_plugin
-from bench.store import Store, StoreError
+from bench.store import Store, StoreError, open_store
 from bench.world import Progress
 
 ALLOWANCE = 120.0
@@ -44,7 +44,7 @@ class Settings:
 
     Attributes:
         suite: The suite as JSON.
-        store: Folder of the store, the same for all workers.
+        store: The store, as `open_store` takes it; the same for all workers.
         device: Torch device of a worker.
         data_root: Folder of a dataset that is not shipped.
         plugins: Files of plug-ins.
@@ -52,7 +52,7 @@ class Settings:
     """
 
     suite: str
-    store: Path
+    store: str
     device: str
     data_root: Path | None = None
     plugins: tuple[Path, ...] = ()
@@ -62,7 +62,7 @@ class Settings:
         """Return a workbench, on a store of its own unless one is given."""
         return Workbench(
             Suite.model_validate_json(self.suite),
-            store or Store(self.store),
+            store or open_store(self.store),
             self.device,
             self.data_root,
             time_limit=self.time_limit,

@@ -18,14 +18,16 @@ Span = tuple[str, str]
 
 
 class Profile:
-    """Seconds by span, of one process.
+    """Seconds by span, of one process and of those that work for it.
 
     Attributes:
         seconds: Seconds by (kind, name), each without the spans inside it.
+        processes: How many work at the same time.
     """
 
     def __init__(self) -> None:
         self.seconds: dict[Span, float] = defaultdict(float)
+        self.processes = 1
         self._inside = [0.0]
 
     @contextmanager
@@ -55,20 +57,19 @@ profile = Profile()
 """The profile of this process."""
 
 
-def table(seconds: dict[Span, float], wall: float, processes: int = 1) -> str:
+def table(spent: Profile, wall: float) -> str:
     """Return a table of spans, the largest first, with the share of models in all the time.
 
     Args:
-        seconds: Seconds by span, summed over processes.
+        spent: What was counted.
         wall: Seconds from start to end.
-        processes: How many worked at the same time.
     """
-    total = wall * processes
-    rest = max(0.0, total - sum(seconds.values()))
-    shown = [*seconds.items(), ((HARNESS, "everything else, waiting included"), rest)]
+    total = wall * spent.processes
+    rest = max(0.0, total - sum(spent.seconds.values()))
+    shown = [*spent.seconds.items(), ((HARNESS, "everything else, waiting included"), rest)]
     lines = [f"{'seconds':>9} {'share':>6}  {'kind':<8} what"]
     for (kind, name), value in sorted(shown, key=lambda item: -item[1]):
         lines.append(f"{value:9.1f} {value / total:6.1%}  {kind:<8} {name}")
-    models = sum(value for (kind, _), value in seconds.items() if kind == MODELS)
+    models = sum(value for (kind, _), value in spent.seconds.items() if kind == MODELS)
     lines.append(f"{total:9.1f} {1:6.0%}  of which models: {models / total:.1%}")
     return "\n".join(lines)

@@ -50,7 +50,7 @@ from bench.keys import digest
 from bench.leaks import Leak
 from bench.linkage import LINKAGE, Pairs, linkability
 from bench.plan import Cell, Spec, Suite, cells
-from bench.profile import Span, profile
+from bench.profile import profile
 from bench.registry import REFERENCES
 from bench.results import Row, Score, parameters_text
 from bench.scoring import LOWER_IS_CLOSER, Values, protection, utility, worst_case
@@ -77,15 +77,11 @@ class Outcome:
         rows: Result rows.
         failed: Steps that ended in an error: cells, a defense's utility, a reference.
         refusal: Why the store could not be written, if it could not.
-        seconds: Time by span, summed over processes.
-        processes: How many processes worked at the same time.
     """
 
     rows: list[Row] = field(default_factory=list)
     failed: int = 0
     refusal: StoreError | None = None
-    seconds: dict[Span, float] = field(default_factory=dict)
-    processes: int = 1
 
 
 @dataclass(frozen=True)
@@ -143,7 +139,7 @@ def run_suite(
     _check_folder(out)  # before hours of work whose results it could not hold
     phases = scene_jobs(suite), cell_jobs(suite)
     settings = Settings(
-        suite.model_dump_json(), store.root, device, data_root, how.plugins, how.time_limit
+        suite.model_dump_json(), store.where, device, data_root, how.plugins, how.time_limit
     )
     bench = settings.workbench(store)
     outcome = Outcome()
@@ -158,7 +154,7 @@ def run_suite(
 
         bench.progress = say
         with _executor(how, settings, bench, say, quiet=quiet) as executor:
-            outcome.processes = executor.processes
+            profile.processes = executor.processes
             for jobs in phases:
                 for done in executor.run(jobs):
                     failures |= done.failures
@@ -177,7 +173,6 @@ def run_suite(
         outcome.rows = flag_weaker(outcome.rows)
         results.write(outcome.rows, out)
         _write_run(suite, out, runner.world, store, time.perf_counter() - started)
-    outcome.seconds = profile.take()
     return outcome
 
 

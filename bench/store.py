@@ -16,7 +16,7 @@ import re
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from bench.claims import Claims
+from bench.claims import Claims, FolderBoard
 from bench.errors import UserError
 from bench.keys import digest
 from bench.profile import profile
@@ -64,12 +64,37 @@ class Artifact:
     facts: dict[str, Any]
 
 
+@dataclass(frozen=True)
+class File:
+    """What is known of a file of a store: bytes, and seconds since the epoch of its writing."""
+
+    size: int
+    written: float
+
+
 Made = tuple[dict[str, Tensor], dict[str, Any]]
 
 
 def default_root() -> Path:
     """Return the user's cache folder for veilbench."""
     return Path(pooch.os_cache("veilbench"))
+
+
+def open_store(where: str | None = None) -> Store:
+    """Return the store at a place.
+
+    Args:
+        where: A folder; or the URL of an object store, such as s3://bucket/prefix; None for the
+            user's cache folder.
+
+    Raises:
+        UserError: The URL cannot be used.
+    """
+    if where is None or "://" not in where:
+        return Store(Path(where) if where else default_root())
+    from bench.object_store import ObjectStore
+
+    return ObjectStore(where, default_root() / "object-stores" / digest(where)[:16])
 
 
 class Store:
@@ -79,6 +104,7 @@ class Store:
         root: The folder; made when the first artifact is written.
 
     Attributes:
+        where: What `open_store` opens it by.
         used: Path below the root, without suffix, of every artifact that was read or written.
         made: How many artifacts were made, by stage.
         refusal: Why nothing is computed any more, once that is so.
@@ -86,9 +112,10 @@ class Store:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.where = str(root)
         self.used: set[str] = set()
         self.made: Counter[str] = Counter()
-        self._claims = Claims(root / CLAIMS)
+        self._claims = Claims(FolderBoard(root / CLAIMS))
         self._checked: dict[Path, dict[str, Any]] = {}
         self.refusal: StoreError | None = None
 
@@ -122,8 +149,8 @@ class Store:
             refusal: What it raises.
         """
         self.refusal = refusal or StoreError(
-            f"The store {self.root} lacks what the workers should have put there: give all of them "
-            "the same veilbench, the same kind of processor, and the same folder with --store."
+            f"The store {self.where} lacks what the workers should have put there: give all of "
+            "them the same veilbench, the same kind of processor, and the same --store."
         )
 
     def rows(
@@ -179,8 +206,12 @@ class Store:
 
     def _parts(self, family: str) -> dict[Path, dict[str, Any]]:
         """Return the undamaged parts of a family of rows, with their notes."""
-        paths = sorted((self.root / family).glob("*/*.safetensors"))
+        paths = sorted(self._family(family))
         return {path: note for path in paths if (note := self._note(path)) is not None}
+
+    def _family(self, family: str) -> Iterable[Path]:
+        """Return the tensors of every part of a family of rows, whole or not."""
+        return (self.root / family).glob("*/*.safetensors")
 
     # --- one artifact ---------------------------------------------------------------------------
 
@@ -194,11 +225,9 @@ class Store:
         if data not in self._checked:
             try:
                 with profile.span("check hashes"):
-                    self._checked[data] = _checked_note(data)
+                    self._checked[data] = checked_note(data)
             except (OSError, ValueError, KeyError) as error:
-                _log.warning(
-                    "The stored artifact %s is damaged (%s): it is made again.", data, error
-                )
+                _log.warning("The stored artifact %s is damaged (%s): replacing it.", data, error)
                 with suppress(OSError):
                     data.with_suffix(".json").unlink()
                 return None
@@ -245,30 +274,32 @@ class Store:
         try:
             yield
         except OSError as error:
-            self.refusal = _store_error(self.root, error)
+            self.refusal = _store_error(self.where, error)
             raise self.refusal from error
         except SafetensorError as error:
             # It reports the system's errors as text of its own: "... (os error 28)".
             code = re.search(r"os error (\d+)", str(error))
             number = int(code[1]) if code else errno.EIO
-            self.refusal = _store_error(self.root, OSError(number, os.strerror(number)))
+            self.refusal = _store_error(self.where, OSError(number, os.strerror(number)))
             raise self.refusal from error
 
     # --- upkeep ---------------------------------------------------------------------------------
 
-    def artifacts(self) -> Iterator[Path]:
-        """Yield the tensors of every artifact, whole or not."""
-        for path in sorted(self.root.rglob("*.safetensors")):
-            if not path.name.startswith("."):
-                yield path
+    def artifacts(self) -> dict[str, int]:
+        """Return every artifact, whole or not: path below the root without suffix, and bytes."""
+        return {
+            _name(name): file.size
+            for name, file in sorted(self._files().items())
+            if name.endswith(".safetensors") and not name.rpartition("/")[2].startswith(".")
+        }
 
-    def verify(self) -> Iterator[tuple[Path, str]]:
+    def verify(self) -> Iterator[tuple[str, str]]:
         """Yield the artifacts that are not what was written, each with the reason."""
-        for data in self.artifacts():
+        for name in self.artifacts():
             try:
-                _checked_note(data)
+                self._check(name)
             except (OSError, ValueError, KeyError) as error:
-                yield data, str(error)
+                yield name, str(error)
 
     def collect(self, keep: Set[str]) -> tuple[int, int]:
         """Delete all artifacts but some, and what killed processes have left behind.
@@ -283,24 +314,42 @@ class Store:
             StoreError: The store cannot be written.
         """
         left = time.time() - LEFT_BEHIND
-        gone = [
-            path
+        gone = {
+            name: file.size
+            for name, file in self._files().items()
+            if (
+                file.written < left
+                if name.endswith(".part") or name.startswith(f"{CLAIMS}/")
+                else _name(name) not in keep
+            )
+        }
+        with self._refusing():
+            for name in gone:
+                self._delete(name)
+        return len(gone), sum(gone.values())
+
+    def _check(self, name: str) -> None:
+        """Raise what `checked_note` raises of an artifact."""
+        checked_note(self.root / f"{name}.safetensors")
+
+    def _files(self) -> dict[str, File]:
+        """Return every file by its path below the root."""
+        return {
+            path.relative_to(self.root).as_posix(): File(path.stat().st_size, path.stat().st_mtime)
             for path in self.root.rglob("*")
             if path.is_file()
-            and (
-                path.stat().st_mtime < left
-                if path.suffix == ".part" or path.parent.name == CLAIMS
-                else path.relative_to(self.root).with_suffix("").as_posix() not in keep
-            )
-        ]
-        size = sum(path.stat().st_size for path in gone)
-        with self._refusing():
-            for path in gone:
-                path.unlink(missing_ok=True)
-        return len(gone), size
+        }
+
+    def _delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
 
 
-def _checked_note(data: Path) -> dict[str, Any]:
+def _name(file: str) -> str:
+    """Return a file's path without suffix."""
+    return file.rpartition(".")[0]
+
+
+def checked_note(data: Path) -> dict[str, Any]:
     """Return what is recorded beside tensors, if both are as they were written.
 
     Raises:
@@ -321,14 +370,16 @@ def _sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def _store_error(root: Path, error: OSError) -> StoreError:
+def _store_error(where: str, error: OSError) -> StoreError:
     if error.errno == errno.ENOSPC:
         return StoreError(
-            f"There is no space left on the disk of the store {root}: free some, or give another "
+            f"There is no space left on the disk of the store {where}: free some, or give another "
             "folder with --store; what is finished is kept."
         )
+    # An error of fsspec may carry no system error beside its own words.
+    reason = error.strerror or str(error)
     return StoreError(
-        f"The store {root} cannot be written ({error.strerror}): give another folder with --store."
+        f"The store {where} cannot be written ({reason}): give another folder with --store."
     )
 
 

@@ -14,8 +14,8 @@ from bench.store import Store
 def listing(store: Store) -> str:
     """Return a table of the stages of a store, with the number and size of their artifacts."""
     sizes: dict[str, list[int]] = defaultdict(list)
-    for path in store.artifacts():
-        sizes[path.relative_to(store.root).parts[0]].append(path.stat().st_size)
+    for name, size in store.artifacts().items():
+        sizes[name.partition("/")[0]].append(size)
     stages = {**sizes, "all": [size for found in sizes.values() for size in found]}
     lines = [f"{'artifacts':>9} {'size':>10}  stage"]
     lines += [f"{len(found):9d} {_bytes(sum(found)):>10}  {name}" for name, found in stages.items()]
@@ -24,7 +24,7 @@ def listing(store: Store) -> str:
 
 def damage(store: Store) -> list[str]:
     """Return one line for each artifact that is not what was written."""
-    return [f"{path}: {reason}" for path, reason in store.verify()]
+    return [f"{store.where}/{name}: {reason}" for name, reason in store.verify()]
 
 
 def collect(store: Store, runs: Sequence[Path]) -> str:
