@@ -6,15 +6,19 @@ import importlib
 import json
 import pickle
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from bench.cell import Cells
 from bench.keys import derived_seed, digest
+from bench.leaks import Leak
 from bench.plan import Spec, cells
 from bench.plugin import source_fingerprint
 from bench.store import Store
+from bench.threats import Threat
 from bench.world import World
 
 
@@ -88,6 +92,51 @@ def test_device_workers_paths_and_batches_are_not_in_the_key_of_a_cell(
     text = json.dumps(fields)
     for word in ("device", "cpu", str(tmp_path), str(world.store.root), "workers", "threads"):
         assert word not in text
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"leak": Leak.TEMPLATE},
+        {"threat": Threat.ADAPTIVE},
+        {"attack": Spec("attack", "unet", ())},
+        {"attack": Spec("attack", "unet", (("steps", 3),))},
+        {"defense": Spec("defense", "sign-noise", (("eps", 0.2),))},
+        {"defense": Spec("defense", "gaussian-noise", (("eps", 0.1),))},
+    ],
+    ids=str,
+)
+def test_all_that_a_cell_is_made_of_is_in_its_key(change: dict[str, Any], world: World) -> None:
+    [cell] = cells(world.suite)
+    attack = Spec("attack", "unet", (("steps", 2),))
+    first = replace(cell, defense=Spec("defense", "gaussian-noise", (("eps", 0.2),)), attack=attack)
+    made = [Cells(world).fields(item) for item in (first, replace(first, **change))]
+    assert digest(made[0]) != digest(made[1])
+
+
+@pytest.mark.parametrize("change", ["photo", "weights", "precision"])
+def test_data_and_weights_are_in_the_key_of_a_cell(
+    change: str, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    [cell] = cells(world.suite)
+    other = World(world.suite, world.seed, world.store, "cpu", None)
+    match change:
+        case "photo":
+            read, photo = other.dataset.read, other.dataset.photos[other.split.probes[0]]
+            file = bytearray(read(photo))
+            file[-1] ^= 1
+            monkeypatch.setattr(
+                other.dataset,
+                "read",
+                lambda wanted: bytes(file) if wanted == photo else read(wanted),
+            )
+            del other._contents
+        case "weights":
+            monkeypatch.setattr(other.recognizer, "weights_sha256", "0" * 64)
+        case "precision":
+            monkeypatch.setattr(other.recognizer, "precision", "another")
+    assert digest(Cells(other).fields(cell)) != digest(Cells(world).fields(cell))
 
 
 @pytest.mark.parametrize(
