@@ -22,6 +22,7 @@ from torch.nn import functional
 from bench.leaks import Leak
 from bench.networks import Standardize, channel_statistics, half_precision
 from bench.recognizers.base import Recognizer
+from bench.training import fit
 from defenses.base import Defender, Defense
 
 KERNEL = 3
@@ -134,23 +135,23 @@ def distill(
         rate: Largest learning rate.
         generator: CPU generator of the order.
     """
-    steps = epochs * -(-len(images) // BATCH)
-    if steps == 0:
+    orders = (torch.randperm(len(images), generator=generator) for _ in range(epochs))
+    batches = [rows for order in orders for rows in order.split(BATCH)]
+    if not batches:
         return
     target = server.body.leaking(Leak.TEMPLATE, images)
+    following = iter(batches)
+
+    def batch_loss() -> Tensor:
+        rows = next(following)
+        x = represent(images[rows])
+        with half_precision(images.device.type):
+            found = server(x)
+        return 1 - functional.cosine_similarity(found.float(), target[rows]).mean()
+
     server.requires_grad_(True)
-    optimizer = torch.optim.AdamW(server.parameters(), lr=rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps)
-    for _ in range(epochs):
-        for rows in torch.randperm(len(images), generator=generator).split(BATCH):
-            x = represent(images[rows])
-            with torch.enable_grad(), half_precision(images.device.type):
-                found = server(x)
-                loss = 1 - functional.cosine_similarity(found.float(), target[rows]).mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
+    with torch.enable_grad():
+        fit(server, batch_loss, steps=len(batches), rate=rate, optimizer=torch.optim.AdamW)
     server.requires_grad_(False)
 
 

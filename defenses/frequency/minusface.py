@@ -13,6 +13,7 @@ from torch.nn import functional
 from bench.leaks import Leak
 from bench.networks import channel_statistics, half_precision
 from bench.registry import DEFENSES
+from bench.training import fit
 from defenses.adapted import STEM_IMAGES, Adapted, Server, regress_stem, standardize_channels
 from defenses.base import Defender
 from defenses.frequency import block_dct
@@ -38,7 +39,7 @@ class MinusFace(Adapted):
     Args:
         width: Channels of the U-Net at 112x112; 64 in the paper.
         steps: Training steps of stage 1, 8 images each.
-        generator_rate: Learning rate of stage 1.
+        generator_rate: Largest learning rate of stage 1.
     """
 
     leaks = frozenset({Leak.IMAGE})
@@ -60,7 +61,8 @@ class MinusFace(Adapted):
         with torch.random.fork_rng():
             torch.manual_seed(world.seed)
             self.regenerate = Regenerator(self.width, *statistics).to(world.device)
-        self.regenerate.load_state_dict(world.keep("generator", lambda: self._train(world)))
+        if self.steps:
+            self.regenerate.load_state_dict(world.keep("generator", lambda: self._train(world)))
         self.regenerate.eval().requires_grad_(False)
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -83,9 +85,8 @@ class MinusFace(Adapted):
         server.to(world.device).requires_grad_(False)
         regress_stem(server, block_dct.forward, images, draws)
         server.stem.requires_grad_(True)
-        parameters = [*self.regenerate.parameters(), *server.stem.parameters()]
-        optimizer = torch.optim.Adam(parameters, lr=self.generator_rate)
-        for _ in range(self.steps):
+
+        def batch_loss() -> Tensor:
             rows = torch.randint(len(images), (BATCH,), generator=draws)
             coefficients = block_dct.forward(images[rows])
             with half_precision(world.device):
@@ -93,9 +94,10 @@ class MinusFace(Adapted):
                 found = server(coefficients - made)
             regeneration = functional.l1_loss(block_dct.decode(made), images[rows])
             recognition = 1 - functional.cosine_similarity(found.float(), target[rows]).mean()
-            optimizer.zero_grad()
-            (5 * regeneration + recognition).backward()
-            optimizer.step()
+            return 5 * regeneration + recognition
+
+        learning = nn.ModuleList([self.regenerate, server.stem])
+        fit(learning, batch_loss, steps=self.steps, rate=self.generator_rate)
         return {name: part.contiguous() for name, part in self.regenerate.state_dict().items()}
 
 

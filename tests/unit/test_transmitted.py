@@ -237,6 +237,28 @@ def test_dctdp_measures_the_range_of_every_coefficient(scene: Defender) -> None:
     defense = DCTDP(epsilon=2, sensitivity="measured").setup(scene)
     made = block_dct.forward(scene.images, block_dct.WITHOUT_DC)
     torch.testing.assert_close(defense.scale, (made.amax(0) - made.amin(0)) / 2)
+    assert defense.found["epsilon-per-coefficient"] == pytest.approx(2)
+    changing = int((defense.scale > 0).sum())
+    assert defense.found["epsilon-per-image"] == pytest.approx(2 * changing, rel=1e-4)
+
+
+def test_dctdp_as_released_spends_more_than_its_epsilon_says(scene: Defender) -> None:
+    made = block_dct.forward(scene.images, block_dct.WITHOUT_DC)
+    ranges = made.amax(0) - made.amin(0)
+    found = DCTDP(epsilon=2).setup(scene).found["epsilon-per-coefficient"]
+    assert found == pytest.approx(2 * float(ranges[ranges > 0].mean()), rel=1e-4)
+    assert found > 2
+
+
+def test_dctdp_learns_a_split_of_the_same_budget(scene: Defender, faces: Tensor) -> None:
+    defense = DCTDP(epsilon=2, split_epochs=1).setup(scene)
+    assert float((1 / defense.scale).mean()) == pytest.approx(2, rel=1e-3)
+    assert defense.scale.std() > 0.01
+    assert defense.shift.any()
+    made = defense.protect(faces[:1], generator=draws())
+    clean = block_dct.forward(faces[:1], block_dct.WITHOUT_DC)
+    noise = made - clean - defense.shift
+    assert float((noise.abs() / defense.scale).mean()) == pytest.approx(1, abs=0.01)
 
 
 def test_duetface_sends_all_but_ten_channels_and_masks(scene: Defender, faces: Tensor) -> None:
