@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated
 
 import torch
@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from attacks.base import Attack
+from attacks.losses import Weights, mixture
 from bench.leaks import Leak
 from bench.networks import TemplateDecoder, half_precision
 from bench.registry import ATTACKS
@@ -20,22 +21,26 @@ from bench.training import train
 @ATTACKS.register("decoder")
 @dataclass
 class Decoder(Attack):
-    """Transposed convolutions trained from templates to images with an L1 loss.
+    """Transposed convolutions trained from templates to images.
 
     A small relative of NbNet (Mai et al., TPAMI 2019) and the Idiap decoder (ICIP 2022). It needs
     more people than ORL has: with 20 of them it does not beat the mean face.
 
     Args:
+        losses: Weights of pixel, ssim, perceptual, identity and adversarial losses.
         width: Channels at 28x28.
-        steps: Training steps of 32 images each.
+        steps: Training steps.
+        batch: Images of a step.
         rate: Largest learning rate of the one-cycle schedule.
     """
 
     leaks = frozenset({Leak.TEMPLATE})
     threats = frozenset({Threat.TRANSFER, Threat.ADAPTIVE, Threat.INSIDER, Threat.QUERY})
 
+    losses: Weights = field(default_factory=lambda: {"pixel": 1.0})
     width: Annotated[int, Field(ge=8)] = 32
     steps: Annotated[int, Field(ge=1)] = 300
+    batch: Annotated[int, Field(ge=2)] = 32
     rate: Annotated[float, Field(gt=0)] = 2e-3
 
     def fit(self, attacker: Attacker) -> None:
@@ -47,7 +52,13 @@ class Decoder(Attack):
         pools = [replace(pair, records=self._scaled(pair.records)) for pair in pairs]
         network = TemplateDecoder(pairs[0].records.shape[1], self.width)
         self.network = train(
-            network, pools, steps=self.steps, rate=self.rate, device=attacker.device
+            network,
+            pools,
+            steps=self.steps,
+            rate=self.rate,
+            loss=mixture(self.losses, attacker),
+            batch=self.batch,
+            device=attacker.device,
         )
 
     def reconstruct(self, records: Tensor) -> Tensor:

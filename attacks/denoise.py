@@ -44,7 +44,9 @@ class Denoise(UNet):
     """A purifying network from protected to clean maps, then the `unet` trained on clean maps.
 
     Args:
-        width: Channels of the U-Net at 56x56.
+        network: Architecture of the inverter, as in `unet`.
+        losses: Weights of the inverter's losses; the purifier has its own.
+        width: Channels of the inverter at the largest scale.
         steps: Training steps of each of the two networks.
         rate: Largest learning rate.
     """
@@ -68,7 +70,7 @@ class Denoise(UNet):
             loss=lambda made, wanted: functional.l1_loss(made / scale, wanted / scale),
             device=attacker.device,
         )
-        self.fit_inverter([clean], mean, deviation)
+        self.fit_inverter(attacker, [clean], mean, deviation)
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the images of the purified maps."""

@@ -195,7 +195,7 @@ def test_denoise_first_restores_the_map(world: World, own: Tensor) -> None:
     attack = fitted("denoise", attacker, steps=40, width=8, rate=1e-2)
     with torch.no_grad(), half_precision("cpu"):
         restored = attack.purifier(clean + 1)
-        images = attack.network(restored)
+        images = attack.inverter(restored)
     assert (restored - clean).abs().mean() < 0.3
     assert torch.equal(attack.reconstruct(clean + 1), images)
 

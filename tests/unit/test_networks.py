@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bench.networks import (
+    MAP_NETWORKS,
+    FullUNet,
     MapDecoder,
     Standardize,
     TemplateDecoder,
@@ -21,17 +23,18 @@ def numbers(*shape: int, seed: int = 0) -> Tensor:
     return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
 
-def map_decoder(*shape: int) -> MapDecoder:
+def map_decoder(*shape: int, kind: str = "small") -> nn.Module:
     with seeded(0):
-        return MapDecoder(shape, 4, torch.zeros(shape[0]), torch.ones(shape[0])).eval()
+        return MAP_NETWORKS[kind](shape, 4, torch.zeros(shape[0]), torch.ones(shape[0])).eval()
 
 
 @pytest.mark.parametrize(
     "shape", [(64, 56, 56), (3, 112, 112), (189, 112, 112), (3, 14, 14), (5, 7, 9), (1, 120, 112)]
 )
-def test_records_of_any_size_become_images(shape: tuple[int, int, int]) -> None:
+@pytest.mark.parametrize("kind", MAP_NETWORKS)
+def test_records_of_any_size_become_images(shape: tuple[int, int, int], kind: str) -> None:
     with torch.no_grad():
-        images = map_decoder(*shape)(numbers(2, *shape))
+        images = map_decoder(*shape, kind=kind)(numbers(2, *shape))
     assert images.shape == (2, 3, 112, 112)
     assert images.dtype == torch.float32
     assert images.min() > 0
@@ -47,11 +50,18 @@ def test_templates_become_images(size: int) -> None:
     assert images.max() <= 1
 
 
-def test_a_decoder_treats_every_record_alone() -> None:
+@pytest.mark.parametrize("kind", MAP_NETWORKS)
+def test_a_decoder_treats_every_record_alone(kind: str) -> None:
     records = numbers(3, 8, 56, 56)
-    decoder = map_decoder(8, 56, 56)
+    decoder = map_decoder(8, 56, 56, kind=kind)
     with torch.no_grad():
         torch.testing.assert_close(decoder(records)[1:2], decoder(records[1:2]))
+
+
+def test_the_full_network_has_the_weights_it_is_said_to_have() -> None:
+    with torch.device("meta"):
+        network = FullUNet((64, 56, 56), 64, torch.zeros(64), torch.ones(64))
+    assert sum(weights.numel() for weights in network.parameters()) == pytest.approx(31e6, rel=0.02)
 
 
 def test_a_decoder_standardises_its_records() -> None:
