@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, model_validator
 
 MORE_BUDGET_HELPS = "more-budget-helps"
 """Flag of a row whose attack was still getting better when its training ended."""
@@ -30,3 +32,10 @@ class Curve(BaseModel):
     held_out: list[float]
     best: int
     more_budget_helps: bool | None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Self:
+        held_out = len(self.held_out) or len(self.steps)
+        if not len(self.steps) == len(self.training) == held_out:
+            raise ValueError("steps and losses differ in number")
+        return self

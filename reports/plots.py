@@ -21,13 +21,14 @@ from bench.metrics.definitions import definition
 from bench.metrics.verification import Roc
 from reports.figures import COLOURS, plain
 from reports.numbers import interval, number
-from reports.run import parameters_phrase, read_column
+from reports.run import parameters_phrase, read_column, read_curves
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from matplotlib.axes import Axes
 
+    from bench.curves import Curve
     from bench.leaks import Leak
     from bench.threats import Threat
     from reports.run import Line, Protection, Run
@@ -59,7 +60,8 @@ class Plot:
 def plots(run: Run) -> list[Plot]:
     """Return every figure that the run has values for."""
     leaks = list(dict.fromkeys(item.leak for item in run.protections))
-    found = [make(run, leak) for make in (_heat_map, _det, _cmc, _distributions) for leak in leaks]
+    kinds = (_heat_map, _det, _cmc, _distributions, _learning)
+    found = [make(run, leak) for make in kinds for leak in leaks]
     every = (*found, *_sweeps(run), _linkability(run))
     return [plot for plot in every if plot is not None]
 
@@ -181,7 +183,7 @@ def _cmc(run: Run, leak: Leak) -> Plot | None:
         return None
     figure = Figure(figsize=(5.8, 4.4))
     axes = figure.subplots()
-    last = int(max(ranks.max() for *_, ranks in curves))
+    last = max(5, *(int(ranks.max()) for *_, ranks in curves))
     names = list(dict.fromkeys(name for name, *_ in curves))
     for name, threat, ranks in curves[:CURVES]:
         tries = np.arange(1, last + 1)
@@ -259,6 +261,71 @@ def _column(run: Run, line: Line, name: str) -> NDArray[np.float64] | None:
             return None
     values = np.array(read_column(path, name), dtype=np.float64)
     return values[~np.isnan(values)]
+
+
+# --- training ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Lesson:
+    """How one network of an attack learned, and against which defenses it was then used."""
+
+    attack: str
+    curve: Curve
+    defenses: tuple[str, ...]
+
+    @property
+    def phrase(self) -> str:
+        """What the panel shows, in words."""
+        training, held_out = self.curve.training, self.curve.held_out
+        ends = f"training loss {training[0]:.3g} to {training[-1]:.3g}"
+        if held_out:
+            kept = f"{min(held_out):.3g} at step {self.curve.best}"
+            ends += f", on people held out {held_out[0]:.3g} to {kept}"
+        helps = ", more budget helps" if self.curve.more_budget_helps else ""
+        return f"{self.attack} on {', '.join(self.defenses)}: {ends}{helps}"
+
+
+def _learning(run: Run, leak: Leak) -> Plot | None:
+    """Return a panel per trained network: its loss on its images and on people held out."""
+    lessons = _lessons(run, leak)[:CURVES]
+    if not lessons:
+        return None
+    columns = min(3, len(lessons))
+    rows = -(-len(lessons) // columns)
+    size = (max(4.4, 2.9 * columns), 0.8 + 2.2 * rows)
+    figure = Figure(figsize=size, layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes, lesson in zip(panels, lessons, strict=False):
+        curve = lesson.curve
+        axes.plot(curve.steps, curve.training, marker=".", label="training", **_style(0))
+        if curve.held_out:
+            axes.plot(curve.steps, curve.held_out, marker=".", label="people held out", **_style(1))
+        axes.axvline(curve.best, color="black", linestyle=":", label="weights kept")
+        helps = ["more budget helps"] if curve.more_budget_helps else []
+        names = (lesson.attack, f"on {', '.join(lesson.defenses)}", *helps)
+        axes.set_title("\n".join(plain(name) for name in names), fontsize=8)
+        axes.set_xlabel("Steps", fontsize=8)
+        axes.set_ylabel("Loss", fontsize=8)
+        axes.tick_params(labelsize=7)
+    for axes in panels[len(lessons) :]:
+        axes.set_axis_off()
+    _finish(figure, list(panels[: len(lessons)]))
+    told = "; ".join(lesson.phrase for lesson in lessons)
+    return Plot(f"learning-{leak}", f"How attacks on {leak} learned", figure, told)
+
+
+def _lessons(run: Run, leak: Leak) -> list[_Lesson]:
+    """Return every trained network once: under transfer, one training serves all defenses."""
+    found: dict[tuple[str, str], tuple[Curve, list[str]]] = {}
+    for item in run.protections:
+        for line in run.attacks(item) if item.leak is leak else []:
+            for curve in read_curves(run, line):
+                if curve.steps:
+                    name = f"{run.attack_name(line)}, {line.threat}"
+                    key = name, curve.model_dump_json()
+                    found.setdefault(key, (curve, []))[1].append(run.defense_name(item))
+    return [_Lesson(name, curve, tuple(names)) for (name, _), (curve, names) in found.items()]
 
 
 # --- settings -------------------------------------------------------------------------------------
@@ -392,5 +459,6 @@ def _style(place: int) -> dict[str, str]:
 def _finish(figure: Figure, panels: Sequence[Axes]) -> None:
     for axes in panels:
         axes.grid(alpha=0.25, linewidth=0.5)
-    handles, labels = panels[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize=8)
+    legends = [axes.get_legend_handles_labels() for axes in panels]
+    shown = {label: handle for legend in legends for handle, label in zip(*legend, strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2, fontsize=8)

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from bench import results
-from bench.errors import UserError
+from bench.curves import Curve
+from bench.errors import UserError, first_fault
 from bench.threats import Threat
 
 if TYPE_CHECKING:
@@ -337,6 +338,24 @@ def read_column(path: Path, name: str) -> list[str]:
         with path.open(newline="", encoding="utf-8") as stream:
             return [line[name] for line in csv.DictReader(stream)]
     except (OSError, KeyError, csv.Error, UnicodeDecodeError) as error:
+        raise unusable(path, f"{type(error).__name__}: {error}") from error
+
+
+def read_curves(run: Run, line: Line) -> list[Curve]:
+    """Read how the attack of a line learned; empty where nothing was trained or recorded.
+
+    Raises:
+        ReportError: The file of the cell is unusable.
+    """
+    if not run.has_cell(line):
+        return []
+    path = run.folder / "cells" / line.cell / "cell.json"
+    try:
+        facts = json.loads(path.read_bytes())["facts"]
+        return TypeAdapter(list[Curve]).validate_python(facts.get("training", []))
+    except ValidationError as error:
+        raise unusable(path, str(first_fault(error))) from error
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
         raise unusable(path, f"{type(error).__name__}: {error}") from error
 
 

@@ -46,12 +46,12 @@ FLAGS = {
     "re-implementation": "not stated to be the authors' own code",
     "random": "records of one face differ from call to call: an attacker may average them",
     "one judge": "scored by the recogniser under attack alone, which an attack may have aimed at",
-    "unsaturated budget": "a larger budget of the strongest attack was not tried, or still gained",
+    "unsaturated budget": "an attack was still learning when its training ended, or a larger "
+    "budget of the strongest was not tried or still gained",
     "one seed": "one split, one set of secrets, one training run of each attack",
     "failed attack": "an attack under this threat failed: the worst case may be worse",
     "indicative-fmr": "too few impostor pairs for the false match rate: its threshold is a guess",
     "weaker-than-fewer-rights": "an attack with more rights did worse than one with fewer",
-    "more-budget-helps": "an attack was still learning when its training ended",
 }
 """What a flag means."""
 
@@ -413,7 +413,7 @@ def _flags(standing: Standing, threat: Threat, settings: Settings) -> Iterable[s
         yield "random"
     if all(run.is_target(judge) for judge in run.judges):
         yield "one judge"
-    if not _saturated(run, first, threat):
+    if not _saturated(source, standing.protections, threat):
         yield "unsaturated budget"
     if not others:
         yield "one seed"
@@ -424,20 +424,38 @@ def _flags(standing: Standing, threat: Threat, settings: Settings) -> Iterable[s
     yield from (flag for flag in FLAGS if flag in told)
 
 
-def _saturated(run: Run, protection: Protection, threat: Threat) -> bool:
-    """Say whether the strongest attack gained nothing measurable from its last raise of budget.
+def _saturated(source: Source, items: Sequence[Protection], threat: Threat) -> bool:
+    """Say whether no attack was still learning, and the strongest had all the budget it could use.
 
-    An attack without a budget has none to raise.
+    What the strongest attack trained tells by its loss on people held out. Where nobody was, or
+    nothing was trained, a smaller budget that did as well tells; an attack without a budget has
+    none to raise.
     """
-    finished = [line for line in run.attacks(protection, threat) if not line.failure]
+    found = [line for item in items for line in source.run.attacks(item, threat)]
+    finished = [line for line in found if not line.failure]
     if not finished:
         return True
-    best = finished[0]
+    told = {line: _more_budget_helps(source, line) for line in finished}
+    strongest = max(finished, key=source.run.strength)
+    if True in told.values():
+        return False
+    return told[strongest] is False or _raised_in_vain(source.run, strongest, finished)
+
+
+def _more_budget_helps(source: Source, line: Line) -> bool | None:
+    """Say whether an attack was still learning when its training ended; None if nothing tells."""
+    cell = source.file.cells.get(line.cell)
+    helps = {curve.more_budget_helps for curve in cell.curves} if cell else set()
+    return True if True in helps else False if helps == {False} else None
+
+
+def _raised_in_vain(run: Run, best: Line, others: Sequence[Line]) -> bool:
+    """Say whether an attack has no budget, or did as well with a smaller one."""
     parameters = json.loads(best.attack_parameters)
     budgets = BUDGETS & parameters.keys()
     if not budgets:
         return True
-    for line in finished[1:]:
+    for line in others:
         other = json.loads(line.attack_parameters)
         changed = {name for name in parameters if other.get(name) != parameters[name]}
         if line.attack == best.attack and changed and changed <= budgets:

@@ -11,6 +11,7 @@ import numpy as np
 
 from bench import result_file
 from bench.cost import costs
+from bench.curves import MORE_BUDGET_HELPS
 from bench.datasets.base import check_disjoint
 from bench.errors import MetricError, UserError
 from bench.metrics import Estimate, eer
@@ -136,6 +137,9 @@ def _fault(file: ResultFile, row: Row) -> str:
         return str(error)
     if row.n != again.n:
         return f"n is {row.n}, recomputed {again.n}"
+    helps = any(curve.more_budget_helps for curve in file.cells[row.cell].curves)
+    if helps is not (MORE_BUDGET_HELPS in row.flags.split()):
+        return f"its flag {MORE_BUDGET_HELPS} does not follow from the learning curves"
     return _numbers_differ(row, again)
 
 

@@ -76,6 +76,9 @@ class Builder:
                     **about,
                 )
         self._cell(key, level, images=about["attack"] != "worst-case", name=about["attack"])
+        training = [_curve(level)] if about["attack"] == "unet" else []
+        facts = {"kind": "attack", "seed": self.seed, "facts": {"training": training}}
+        (self.folder / "cells" / key / "cell.json").write_text(json.dumps(facts))
 
     def failed(self, **about: Any) -> None:
         fields = {"metric": "rank-1", "definition": "", "value": None, "status": "error"}
@@ -169,6 +172,12 @@ def _seed(builder: Builder) -> None:
             builder.scored(level, attack="worst-case", threat=threat, **about)
     hostile = {"leak": "features", "defense": HOSTILE, "defense_params": PARAMETERS[HOSTILE]}
     builder.failed(attack="unet", threat="adaptive", **hostile)
+
+
+def _curve(level: float) -> dict[str, Any]:
+    held_out = [2.0, 1.5, 1 - level]
+    falls = {"training": [1.0, 0.5, 0.25], "held_out": held_out, "best": 30}
+    return {"network": "UNet", "steps": [10, 20, 30], "more_budget_helps": level > 0.9, **falls}
 
 
 def _facts() -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 import reports
 from bench import result_file
 from bench.cli import app
+from bench.curves import Curve
 from bench.errors import UserError
 from bench.leaks import Leak
 from bench.threats import Threat
@@ -146,6 +147,29 @@ def test_more_flags(tmp_path: Path) -> None:
         "unsaturated budget",
         "one seed",
     )
+
+
+@pytest.mark.parametrize(
+    ("helps", "flagged"), [([True], True), ([False], False), ([None], True), ([False, True], True)]
+)
+def test_learning_curves_say_whether_the_budget_was_enough(
+    tmp_path: Path, helps: list[bool | None], flagged: bool
+) -> None:
+    """One attack with a budget: without a curve, nothing says that more would not help."""
+    maker = Maker().references()
+    about = {"leak": Leak.FEATURES, "defense": "mine", "defense_params": "{}"}
+    maker.attack(0.5, attack="worst-case", **about, threat=Threat.ADAPTIVE)
+    maker.attack(0.5, attack="unet", **about, attack_params='{"steps": 9}', threat=Threat.ADAPTIVE)
+    (cell,) = (key for key, cell in maker.cells.items() if "unet" in key)
+    training = [
+        Curve(network="U", steps=[9], training=[1], held_out=[1], best=9, more_budget_helps=told)
+        for told in helps
+    ]
+    facts = {"training": [curve.model_dump() for curve in training]}
+    maker.cells[cell] = maker.cells[cell].model_copy(update={"facts": facts})
+    result_file.write(started(maker.file(), "2026-01-01"), tmp_path / "r.json")
+    (standing,) = boards(*read_folder(tmp_path))[0].standings
+    assert ("unsaturated budget" in standing.flags) is flagged
 
 
 def test_best_known_is_the_attack_of_others_where_it_is_better(adaptive: Board) -> None:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from run_folder import HOSTILE, Row, build
 
+from bench.errors import UserError
 from bench.metrics.verification import roc
 from reports.plots import Plot, _corners, plots
 from reports.run import read_run
@@ -25,6 +26,7 @@ def test_a_run_gives_every_kind_of_figure_that_it_has_values_for(found: dict[str
         "roc-det-features",
         "cmc-features",
         "scores-features",
+        "learning-features",
         "unlinkability",
     ]
 
@@ -54,6 +56,30 @@ def test_scores_are_drawn_beside_genuine_ones_and_the_threshold(found: dict[str,
     assert "advface under adaptive: median 0.95" in plot.description
     for axes in plot.figure.axes:
         assert [line.get_xdata()[0] for line in axes.lines] == [0.35]
+
+
+def test_every_trained_network_has_a_panel_with_both_losses(found: dict[str, Plot]) -> None:
+    plot = found["learning-features"]
+    assert (
+        "unet, adaptive on advface: training loss 1 to 0.25, on people held out 2 to 0.05 at step "
+        "30, more budget helps"
+    ) in plot.description
+    assert "unet, transfer on advface: training loss 1 to 0.25, on" in plot.description
+    panels = [axes for axes in plot.figure.axes if axes.get_title()]
+    assert len(panels) == 4
+    assert list(panels[0].lines[1].get_ydata()) == pytest.approx([2, 1.5, 0.03])
+
+
+def test_one_training_that_serves_two_defenses_is_shown_once(tmp_path: Path) -> None:
+    folder = build(tmp_path)
+    paths = [x for x in folder.glob("cells/*/cell.json") if "UNet" in x.read_text()]
+    for path in paths:
+        path.write_text(paths[0].read_text())
+    (plot,) = (x for x in plots(read_run(folder)) if x.name == "learning-features")
+    assert "unet, transfer on none, advface, <script>" in plot.description
+    paths[0].write_text('{"facts": {"training": [{"steps": [1]}]}}')
+    with pytest.raises(UserError, match=r"cell\.json .*0\.network: Field required"):
+        plots(read_run(folder))
 
 
 def test_linkability_stands_beside_chance(found: dict[str, Plot]) -> None:
