@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.base import Attack
-from attacks.subspace import FaceSubspace
+from bench.subspace import FaceSubspace
 from bench.threats import Attacker, Threat
 
 AT_ONCE = 32

@@ -14,10 +14,10 @@ from torch.nn import functional
 
 from attacks.base import Attack
 from attacks.ridge import Ridge
-from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.recognizers.base import BATCH
 from bench.registry import ATTACKS
+from bench.subspace import FaceSubspace
 from bench.threats import Attacker, Threat
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from attacks.base import Attack
 from attacks.ridge import Ridge
-from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.registry import ATTACKS
+from bench.subspace import FaceSubspace
 from bench.threats import Attacker, Threat
 
 AT_ONCE = 32

@@ -12,10 +12,10 @@ from stand_ins import Means, attacker_in
 from torch import Tensor
 
 from attacks.ridge import Ridge
-from attacks.subspace import FaceSubspace
 from bench.leaks import Leak
 from bench.networks import half_precision
 from bench.registry import ATTACKS, DEFENSES
+from bench.subspace import FaceSubspace
 from bench.threats import Attacker, Held, Meter, Threat
 from bench.world import seeded
 from defenses.base import Defender
