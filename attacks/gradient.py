@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Annotated
 
 import torch
@@ -13,12 +14,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.base import Attack
+from attacks.reading import Reading, Regression, clarity, held_out_clarity, straight_through
 from attacks.ridge import Ridge
 from bench.leaks import Leak
 from bench.recognizers.base import BATCH
 from bench.registry import ATTACKS
 from bench.subspace import FaceSubspace
-from bench.threats import Attacker, Threat
+from bench.threats import Attacker, Right, Threat
 
 
 @ATTACKS.register("gradient")
@@ -28,13 +30,18 @@ class Gradient(Attack):
 
     A template is its own target. A feature map is first sent through the recogniser's own tail:
     noise on the map that leaves recognition working leaves this target usable, whatever a decoder
-    of the map makes of it (`transfer` is enough). An attacker that knows the defense regresses the
-    clean embedding from its own records first.
+    of the map makes of it (`transfer` is enough).
+
+    An attacker that knows the defense has three ways to read a record: as it is; as the clean
+    embedding that a ridge regression on its own records predicts; or as what a candidate's
+    embedding must become in an instance of its own, which draws anew in every step and passes the
+    gradient straight through. It takes the way in which its own people, held out, stand out most
+    among each other: whoever knows more can always do what an attacker under `transfer` does.
 
     Faces are mean + sum of principal components of the attacker's images; loss 1 - cosine, with a
     pull towards the mean face; Adam; random mirror images and shifts, over which a face must hold,
-    so that it convinces other networks too. All probes of a batch are searched at once and do not
-    influence each other.
+    so that it convinces other networks too. Of several restarts the one that ends nearest counts.
+    All probes of a batch are searched at once and do not influence each other.
 
     Args:
         components: Principal components, at most the number of attacker images less one.
@@ -42,6 +49,7 @@ class Gradient(Attack):
         rate: Learning rate, in deviations of a component; it falls to 0 along a cosine.
         prior: Weight of the mean squared component, in deviations.
         shift: Largest shift in pixels, in both directions.
+        restarts: Searches for each record; all but the first start a deviation beside the usual.
     """
 
     leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
@@ -52,6 +60,7 @@ class Gradient(Attack):
     rate: Annotated[float, Field(gt=0)] = 0.15
     prior: Annotated[float, Field(ge=0)] = 1.5
     shift: Annotated[int, Field(ge=0, le=16)] = 2
+    restarts: Annotated[int, Field(ge=1)] = 1
 
     def fit(self, attacker: Attacker) -> None:
         """Learn the faces, a starting point from embeddings, and how to undo the defense."""
@@ -61,15 +70,33 @@ class Gradient(Attack):
         self.fit_faces(attacker.images)
         embeddings = self.recognizer.leaking(Leak.TEMPLATE, attacker.images)
         self.start = Ridge(embeddings, self.coordinates(attacker.images))
-        self.repair: Callable[[Tensor], Tensor] | None = None
+        self.repair: Reading | None = None
+        self.encode: Reading | None = None
         if attacker.threat is not Threat.TRANSFER:
-            seen = [self._observed(pair.records) for pair in attacker.pairs()]
-            observed, clean = torch.cat(seen), embeddings.repeat(len(seen), 1)
-            # What a tail makes of a protected map is near the clean embedding already: with few own
-            # images only the change is regressed, so that knowing the defense does not hurt.
-            near = self.leak is Leak.FEATURES
-            change = Ridge(observed, clean - observed if near else clean)
-            self.repair = (lambda x: x + change(x)) if near else change
+            self._learn_to_read(attacker, embeddings)
+
+    def _learn_to_read(self, attacker: Attacker, clean: Tensor) -> None:
+        """Choose how to read records, by how far held-out people of the attacker's stand out."""
+        seen = [self._observed(pair.records) for pair in attacker.pairs()]
+        people = attacker.identities
+        alike = seen[0].shape == clean.shape
+        change = self.leak is Leak.FEATURES
+        regression = Regression(seen, clean, change=change)
+        if len(set(people.tolist())) == 1 or not alike:
+            self.repair = regression
+            return
+        plain = sum(clarity(part, clean, people) for part in seen) / len(seen)
+        repaired = held_out_clarity(seen, clean, people, change=change)
+        if repaired > plain:
+            self.repair = regression
+        # A gradient goes straight through only where records are near their embeddings; and what
+        # two instances make alike is no secret.
+        inside = attacker.may(Right.DEPLOYED_INSTANCE)
+        if self.leak is Leak.TEMPLATE and 2 * plain > repaired and (inside or len(seen) > 1):
+            own = attacker.deployed_instance if inside else attacker.fresh_instances[-1]
+            encode = partial(straight_through, own)
+            if clarity(seen[0], encode(clean), people) > max(plain, repaired):
+                self.encode = encode
 
     def fit_faces(self, images: Tensor) -> None:
         """Learn the space of faces to search in."""
@@ -85,7 +112,18 @@ class Gradient(Attack):
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the faces found."""
-        return self._search(functional.normalize(self.target(records), dim=1))
+        target = functional.normalize(self.target(records), dim=1)
+        start = self.start(target).clamp(-3, 3)
+        wanted = target if self.encode is None else self._observed(records)
+        best, least = start, torch.full((len(start),), torch.inf, device=start.device)
+        for number in range(self.restarts):
+            beside = start + torch.randn_like(start) if number else start
+            found, distance = self._search(beside, wanted)
+            nearer = distance < least
+            best = torch.where(nearer[:, None], found, best)
+            least = torch.where(nearer, distance, least)
+        with torch.no_grad():
+            return self.faces(best)
 
     def target(self, records: Tensor) -> Tensor:
         """Return the embeddings (N, D) that the records are taken to be of.
@@ -103,23 +141,35 @@ class Gradient(Attack):
             )
         return target
 
-    def _search(self, target: Tensor) -> Tensor:
-        z = self.start(target).clamp(-3, 3).requires_grad_()
+    def _search(self, start: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the coordinates (N, K) found, and their last losses (N,).
+
+        Args:
+            start: (N, K) coordinates to start at.
+            wanted: (N, D) what the faces' embeddings must be, or become.
+        """
+        z = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=self.rate)
+        losses = torch.zeros(len(z), device=z.device)
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.rate * falling(step / self.steps)
             optimizer.zero_grad()
             move = random_move(self.shift)
+            parts = []
             # Batches that fit in the processor's cache are faster than all probes at once.
             with torch.enable_grad():
-                for part, wanted in zip(z.split(BATCH), target.split(BATCH), strict=True):
+                for part, aim in zip(z.split(BATCH), wanted.split(BATCH), strict=True):
                     found = self.recognizer.embed(move(self.faces(part)))
-                    distance = 1 - functional.cosine_similarity(found, wanted)
+                    if self.encode is not None:
+                        found = self.encode(found)
+                    distance = 1 - functional.cosine_similarity(found, aim)
+                    loss = distance + self.prior * part.square().mean(1)
                     # A sum over probes: each has its own gradient, whatever else is in the batch.
-                    (distance + self.prior * part.square().mean(1)).sum().backward()
+                    loss.sum().backward()
+                    parts.append(loss.detach())
+            losses = torch.cat(parts)
             optimizer.step()
-        with torch.no_grad():
-            return self.faces(z)
+        return z.detach(), losses
 
     def _observed(self, records: Tensor) -> Tensor:
         """Return what the attacker reads a record as: an embedding, or a code."""

@@ -39,6 +39,7 @@ class Preimage(Gradient):
         rate: Learning rate of that search, in deviations of a component.
         prior: Weight of the mean squared component, in deviations.
         shift: Largest shift in pixels, in both directions.
+        restarts: Searches for each face; all but the first start a deviation beside the usual.
         starts: Own templates that the search for a template starts at.
         usual: Weight of the mean squared deviation from own templates, over all directions.
     """
@@ -54,6 +55,8 @@ class Preimage(Gradient):
         super().fit(attacker)
         inside = attacker.may(Right.DEPLOYED_INSTANCE)
         self.scheme = attacker.deployed_instance if inside else attacker.fresh_instances[0]
+        if isinstance(self.scheme, Keyed):
+            self.encode = None  # the key is searched through in the space of templates
         own = self.recognizer.leaking(Leak.TEMPLATE, attacker.images)
         self.own = functional.normalize(own, dim=1)
         self.mean = self.own.mean(0)
