@@ -29,6 +29,7 @@ from bench.datasets.images import decode
 from bench.errors import UserError, first_fault
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
+from bench.memory import keep_freed_memory
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
 from bench.plan import NamedRecognizer, Spec, Suite
@@ -97,6 +98,7 @@ class World:
         data_root: Path | None,
         progress: Progress = lambda _: None,
     ) -> None:
+        keep_freed_memory()  # Batches of maps come and go by the thousand from here on.
         self.suite = suite
         self.seed = seed
         self.store = store

@@ -15,6 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 
+from bench.memory import keep_freed_memory
 from bench.plan import Spec, parse_suite
 from bench.registry import ATTACKS, DATASETS, DEFENSES, RECOGNIZERS, REFERENCES
 from bench.store import Store
@@ -30,7 +31,8 @@ SMALL = {"steps": 2, "width": 8, "batch": 2, "calls": 3}
 
 
 def pytest_configure() -> None:
-    """Share the cores among the workers of pytest-xdist."""
+    """Share the cores among the workers of pytest-xdist; keep memory, as every run does."""
+    keep_freed_memory()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 
