@@ -244,6 +244,22 @@ class Attacker:
         """Return the undefended objects beside the attacker's images."""
         return self._paired(self.clean(self.images))
 
+    def unaware(self, leak: Leak) -> Attacker:
+        """Return the same attacker as it would be under `transfer`, facing what leaks undefended.
+
+        Raises:
+            ThreatViolation: The threat does not grant the recogniser.
+        """
+        return Attacker(
+            Threat.TRANSFER,
+            leak,
+            self.images,
+            self.identities,
+            seed=self.seed,
+            device=self.device,
+            recognizer=self.recognizer,
+        )
+
     def _paired(self, records: Tensor) -> Pairs:
         return Pairs(records, self.images, self.identities)
 
