@@ -285,6 +285,37 @@ def validate(
 
 
 @app.command()
+def train(
+    records: Annotated[
+        Path, typer.Argument(metavar="TRAIN.rec", help="Aligned faces, with TRAIN.idx beside it.")
+    ],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    preset: Annotated[
+        str, typer.Option(help="'clean', or the defense whose records to train on.")
+    ] = "clean",
+    depth: Annotated[int, typer.Option(help="Of the IResNet: 18, 34, 50 or 100.")] = 18,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Passes over the set [default: the paper's].")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or another torch device.")] = "auto",
+) -> None:
+    """Train a recogniser from scratch as the papers do. The same command again goes on."""
+    from bench.jobs import choose_device
+    from bench.pretraining import pretrain
+
+    made = pretrain(
+        records,
+        out,
+        preset=preset,
+        depth=depth,
+        epochs=epochs,
+        device=choose_device(device),
+        progress=lambda text: typer.echo(text, err=True),
+    )
+    typer.echo(f"Weights: {made}")
+
+
+@app.command()
 def new(
     kind: Annotated[PluginKind, typer.Argument(help="What to write.")],
     name: Annotated[str, typer.Argument(help="Its name, in lower case with hyphens.")],

@@ -34,6 +34,9 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 Optimizer = Callable[[Iterable[nn.Parameter], float], torch.optim.Optimizer]
 """Makes an optimiser of parameters and the largest learning rate."""
 
+Schedule = Callable[[torch.optim.Optimizer, int], torch.optim.lr_scheduler.LRScheduler]
+"""Makes the schedule of an optimiser's rate over a number of steps."""
+
 EVALUATIONS = 12
 """Evaluations of a training run, evenly spaced."""
 
@@ -64,6 +67,12 @@ def recorded() -> Iterator[list[Curve]]:
         _recorders.reset(token)
 
 
+def one_cycle(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Return the one-cycle schedule (Smith, 2018) up to the optimiser's rate and down again."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    return torch.optim.lr_scheduler.OneCycleLR(optimizer, rates, total_steps=steps)
+
+
 def fit(
     network: nn.Module,
     batch_loss: Callable[[], Tensor],
@@ -71,11 +80,12 @@ def fit(
     steps: int,
     rate: float,
     optimizer: Optimizer = torch.optim.Adam,
+    schedule: Schedule = one_cycle,
     held_out: Callable[[], Tensor] | None = None,
     checkpoint: Path | None = None,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Curve:
-    """Minimise a loss over batches, with a one-cycle rate; leave the best weights in the network.
+    """Minimise a loss over batches; leave the best weights in the network.
 
     Modes, precision and device are the caller's. With equal seeds of torch's global generators the
     result is equal to the bit, also when training was interrupted and goes on from a checkpoint.
@@ -86,6 +96,7 @@ def fit(
         steps: Optimiser steps.
         rate: Largest learning rate.
         optimizer: Makes the optimiser: `torch.optim.AdamW`, or a `partial` of it.
+        schedule: Makes the schedule of its rate.
         held_out: Returns losses (P,), one per person that is not trained on. It draws nothing. The
             weights at which their mean is least are kept, and training stops once it has not been
             lower for half of all evaluations. If left out, the last weights are kept.
@@ -93,7 +104,7 @@ def fit(
             that is repeated with the same arguments.
         progress: Told how far it is, at every evaluation.
     """
-    run = _Run(network, steps, rate, optimizer)
+    run = _Run(network, steps, optimizer, rate, schedule)
     if checkpoint is not None and checkpoint.is_file():
         run.restore(checkpoint)
     marks = {round(steps * part / EVALUATIONS) for part in range(1, EVALUATIONS + 1)}
@@ -117,13 +128,13 @@ def fit(
 class _Run:
     """The state of one training run: all that a checkpoint holds."""
 
-    def __init__(self, network: nn.Module, steps: int, rate: float, make: Optimizer) -> None:
+    def __init__(
+        self, network: nn.Module, steps: int, make: Optimizer, rate: float, schedule: Schedule
+    ) -> None:
         self._network = network
         learning = [weight for weight in network.parameters() if weight.requires_grad]
         self._optimizer = make(learning, rate)
-        self._schedule = torch.optim.lr_scheduler.OneCycleLR(
-            self._optimizer, rate, total_steps=steps
-        )
+        self._schedule = schedule(self._optimizer, steps)
         self.step = 0
         self._sum, self._count = torch.zeros(()), 0
         self._marks: list[int] = []

@@ -83,21 +83,22 @@ class IResNet(ContractRecognizer):
         self._settle()
 
 
-def network(depth: int) -> nn.Sequential:
-    """Return an IResNet with fresh weights: (N, 3, 112, 112) to (N, 512).
+def network(depth: int, channels: int = 3) -> nn.Sequential:
+    """Return an IResNet with fresh weights: (N, channels, 112, 112) to (N, 512).
 
     Args:
         depth: A key of `BLOCKS`.
+        channels: Of the input.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
-    layers["conv1"] = nn.Conv2d(3, _CHANNELS[0], 3, padding=1, bias=False)
+    layers["conv1"] = nn.Conv2d(channels, _CHANNELS[0], 3, padding=1, bias=False)
     layers["bn1"] = nn.BatchNorm2d(_CHANNELS[0])
     layers["prelu"] = _PReLU(_CHANNELS[0])
     inputs = _CHANNELS[0]
-    for stage, (channels, count) in enumerate(zip(_CHANNELS, BLOCKS[depth], strict=True), start=1):
-        rest = [_Block(channels, channels, 1) for _ in range(count - 1)]
-        layers[f"layer{stage}"] = nn.Sequential(_Block(inputs, channels, 2), *rest)
-        inputs = channels
+    for stage, (width, count) in enumerate(zip(_CHANNELS, BLOCKS[depth], strict=True), start=1):
+        rest = [_Block(width, width, 1) for _ in range(count - 1)]
+        layers[f"layer{stage}"] = nn.Sequential(_Block(inputs, width, 2), *rest)
+        inputs = width
     layers["bn2"] = nn.BatchNorm2d(inputs)
     layers["flatten"] = nn.Flatten()
     layers["fc"] = nn.Linear(_DENSE_INPUT, 512)
@@ -106,10 +107,10 @@ def network(depth: int) -> nn.Sequential:
 
 
 class _PReLU(nn.PReLU):
-    """PReLU without the gradient of its slopes, which are frozen: 4 times as fast backwards."""
+    """PReLU, outside training without the gradient of its slopes: 4 times as fast backwards."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return frozen_prelu(x, self.weight)
+        return super().forward(x) if self.training else frozen_prelu(x, self.weight)
 
 
 class _Block(nn.Module):
