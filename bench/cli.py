@@ -136,7 +136,6 @@ def run(
         from bench.plan import load_suite, narrowed
         from bench.run import Workers, run_suite
         from bench.store import open_store
-        from reports.report import write_report
 
     _load(plugin)
     chosen = narrowed(load_suite(suite), defense or [], attack or [], dataset)
@@ -151,8 +150,12 @@ def run(
             quiet=quiet,
             workers=Workers(executor.value, workers, tuple(plugin or ()), time_limit, ray_address),
         )
-        with clock.span("write the report"):
-            page = write_report(folder)
+        page = folder / "report" / "index.html"
+        if outcome.changed or not page.is_file():
+            with clock.span("write the report"):
+                from reports.report import write_report
+
+                write_report(folder)
     finally:  # A run that is stopped tells too.
         if profile:
             typer.echo(table(clock, time.perf_counter() - started))

@@ -112,13 +112,19 @@ def to_frame(rows: Sequence[Row]) -> pd.DataFrame:
     return frame.astype({**numbers, "n": "int64", "seed": "int64"})
 
 
-def write(rows: Sequence[Row], folder: Path) -> None:
-    """Write `results.parquet` and `results.csv`, each whole or not at all."""
-    frame = to_frame(rows)
+def write(rows: Sequence[Row], folder: Path) -> bool:
+    """Write `results.parquet` and `results.csv`, each whole or not at all.
+
+    Returns:
+        Whether the rows are other than those that were there.
+    """
+    frame, text = to_frame(rows), folder / "results.csv"
+    before = text.read_bytes() if text.is_file() else None
     with atomic_path(folder / "results.parquet") as path:
         frame.to_parquet(path, index=False)
-    with atomic_path(folder / "results.csv") as path:
+    with atomic_path(text) as path:
         frame.to_csv(path, index=False)
+    return text.read_bytes() != before
 
 
 def read(folder: Path) -> list[Row]:

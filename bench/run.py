@@ -59,6 +59,8 @@ from bench.threats import Threat
 from bench.world import Progress as Say
 from bench.world import World
 
+RUN_FILE = "run.json"
+
 WEAKER: dict[Threat, frozenset[Threat]] = {
     Threat.TRANSFER: frozenset(),
     Threat.ADAPTIVE: frozenset({Threat.TRANSFER}),
@@ -77,11 +79,13 @@ class Outcome:
         rows: Result rows.
         failed: Steps that ended in an error: cells, a defense's utility, a reference.
         refusal: Why the store could not be written, if it could not.
+        changed: Whether the folder holds other results than before.
     """
 
     rows: list[Row] = field(default_factory=list)
     failed: int = 0
     refusal: StoreError | None = None
+    changed: bool = True
 
 
 @dataclass(frozen=True)
@@ -171,8 +175,12 @@ def run_suite(
                 _add_rows(writer, runner, mine, outcome, failures)
     with profile.span("rows"):
         outcome.rows = flag_weaker(outcome.rows)
-        results.write(outcome.rows, out)
-        _write_run(suite, out, runner.world, store, time.perf_counter() - started)
+        other_rows = results.write(outcome.rows, out)
+        facts = _facts(suite, runner.world, store, time.perf_counter() - started)
+        outcome.changed = other_rows or _tells_more(facts, out / RUN_FILE)
+        if outcome.changed:
+            with atomic_path(out / RUN_FILE) as path:
+                path.write_text(json.dumps(facts, indent=1, default=str))
     return outcome
 
 
@@ -474,9 +482,9 @@ def _save_images(target: Path, images: torch.Tensor) -> None:
         np.save(stream, images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _write_run(suite: Suite, out: Path, world: World, store: Store, seconds: float) -> None:
+def _facts(suite: Suite, world: World, store: Store, seconds: float) -> dict[str, Any]:
     packages = ("veilbench", "torch", "numpy", "opencv-python-headless", "lpips", "scikit-image")
-    facts = {
+    return {
         "suite": suite.model_dump(mode="json"),
         "versions": {
             "python": platform.python_version(),
@@ -492,8 +500,24 @@ def _write_run(suite: Suite, out: Path, world: World, store: Store, seconds: flo
         "seconds": round(seconds, 1),
         "artifacts": sorted(store.used),
     }
-    with atomic_path(out / "run.json") as path:
-        path.write_text(json.dumps(facts, indent=1, default=str))
+
+
+def _tells_more(facts: dict[str, Any], path: Path) -> bool:
+    """Say whether facts hold what `run.json` does not, but for when and how a run was repeated.
+
+    A run that computes nothing reads less of the store than the one that computed: it leaves that
+    one's file as it is.
+    """
+    try:
+        before = json.loads(path.read_text())
+        known = set(before["artifacts"])
+    except (OSError, ValueError, KeyError):
+        return True
+    now = json.loads(json.dumps(facts, default=str))
+    settled = now.keys() - {"started", "seconds", "command", "artifacts"}
+    return not known.issuperset(now["artifacts"]) or any(
+        now[name] != before.get(name) for name in settled
+    )
 
 
 def _check_folder(folder: Path) -> None:

@@ -6,11 +6,11 @@ lesser of two counts.
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 import torch
 from stand_ins import attacker_in
+from timing import seconds
 from torch.nn import functional
 
 from attacks.gradient import Gradient
@@ -19,19 +19,11 @@ from bench.threats import Threat
 from bench.world import BATCH, seeded
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from torch import Tensor
 
     from bench.world import World
 
 PROBES = 256
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def test_a_step_for_256_probes_costs_at_most_1_3_times_the_bare_passes(world: World) -> None:

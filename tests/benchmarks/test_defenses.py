@@ -1,16 +1,12 @@
-"""Protecting records costs little more than the arithmetic that the method cannot do without.
-
-Ratios of medians taken in turns within one process, so that a busy machine slows both sides.
-"""
+"""Protecting records costs little more than the arithmetic that the method cannot do without."""
 
 from __future__ import annotations
 
-import statistics
-import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from timing import ratio
 from torch.nn import functional
 
 from bench.leaks import Leak
@@ -19,24 +15,10 @@ from bench.world import BATCH, seeded
 from defenses.base import Defender
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from bench.world import World
 
 RECORDS = 1000
 SIZE = 128
-
-
-def ratio(method: Callable[[], object], bare: Callable[[], object], rounds: int = 5) -> float:
-    """Return the median over rounds of the method's time over that of the bare work."""
-    method(), bare()
-    return statistics.median(seconds(method) / seconds(bare) for _ in range(rounds))
-
-
-def seconds(work: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
 
 
 def generator() -> torch.Generator:

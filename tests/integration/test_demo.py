@@ -155,8 +155,9 @@ def test_the_run_packs_into_a_file_that_passes_every_check(demo: Path, tmp_path:
 
 def test_a_rerun_computes_nothing_and_says_the_same(demo: Path) -> None:
     def state() -> dict[str, int]:
-        files = (demo / "store").rglob("*.safetensors")
-        return {path.name: path.stat().st_mtime_ns for path in files}
+        files = [*(demo / "store").rglob("*.safetensors"), demo / "out" / "run.json"]
+        files += (demo / "out" / "report").rglob("*")
+        return {str(path): path.stat().st_mtime_ns for path in files}
 
     before, rows = state(), read(demo / "out")
     run_demo(demo)

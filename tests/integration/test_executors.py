@@ -6,6 +6,7 @@ import errno
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -75,6 +76,21 @@ def rows(serial: tuple[Path, Store]) -> list[Row]:
     found = timeless(read(serial[0] / "out"))
     assert {row.status for row in found} == {"ok"}
     return found
+
+
+def test_a_folder_is_left_alone_until_there_is_something_new(
+    serial: tuple[Path, Store], tmp_path: Path
+) -> None:
+    folder, store = serial
+    facts = (folder / "out" / "run.json").read_text()
+    assert not run(tiny(), folder / "out", Store(store.root)).changed
+    assert (folder / "out" / "run.json").read_text() == facts
+    shutil.copytree(folder / "out", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "run.json").write_text(facts.replace('"veilbench": "', '"veilbench": "0.'))
+    assert run(tiny(), tmp_path, Store(store.root)).changed
+    assert not run(tiny(), tmp_path, Store(store.root)).changed
+    (tmp_path / "results.csv").unlink()
+    assert run(tiny(), tmp_path, Store(store.root)).changed
 
 
 def test_processes_give_the_rows_of_one_process(rows: list[Row], tmp_path: Path) -> None:
