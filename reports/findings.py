@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
+from bench.curves import MORE_BUDGET_HELPS
 from bench.threats import Threat
 from reports.numbers import interval, number, show
-from reports.run import CEILING, FLOORS, Line, Protection, Run
+from reports.run import CEILING, FLOORS, WORST_CASE, Line, Protection, Run
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -30,6 +31,10 @@ class Verdict(StrEnum):
     WEAK = "no verdict, since these attacks stay at the floor without a defense, too"
     UNCLEAR = "no verdict, since the interval reaches both the floor and the undefended rate"
     UNTESTED = "no verdict, since an attack, a floor or the undefended rate is missing"
+
+
+_HEADS = {Verdict.BROKEN: "Broken", Verdict.REDUCED: "Weakened", Verdict.FLOOR: "Holds"}
+"""How a verdict is called at the head of a sentence; the others are open."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +67,12 @@ def summary(run: Run) -> list[str]:
     for item in run.protections:
         if not item.undefended:
             key = verdict(run, item), verdict_threat(run, item)
-            judged[key].append(f"{run.defense_name(item)} ({item.leak})")
+            by = f", by {_breaker(run, item)}" if key[0] is Verdict.BROKEN else ""
+            judged[key].append(f"{run.defense_name(item)} ({item.leak}{by})")
     order = list(Verdict)
     gains = [(item, _adaptive_gain(run, item)) for item in run.protections]
     verdicts = [
-        f"Worst case under {threat or 'no threat'}, {kind}: {', '.join(names)}."
+        f"{_HEADS.get(kind, 'Open')} under {threat or 'no threat'}, {kind}: {', '.join(names)}."
         for (kind, threat), names in sorted(judged.items(), key=lambda x: order.index(x[0][0]))
     ]
     undone = [f"{run.title(item)}: {gain.sentence}" for item, gain in gains if gain and gain.undone]
@@ -83,9 +89,25 @@ def scale(run: Run) -> list[str]:
     return sentences
 
 
-def failures(run: Run) -> list[str]:
-    """Return a sentence per failed line."""
-    return [f"{_where(run, line)} failed: {line.failure}" for line in run.lines if line.failure]
+def untested(run: Run) -> list[str]:
+    """Return a sentence per failed line, and per comparison that the run gives no ground for."""
+    failed = [f"{_where(run, line)} failed: {line.failure}" for line in run.lines if line.failure]
+    return [*failed, *_gaps(run)]
+
+
+def _gaps(run: Run) -> Iterable[str]:
+    if all(run.is_target(judge) for judge in run.judges):
+        yield "No judge is independent of the recogniser under attack."
+    for item in run.protections:
+        if item.undefended:
+            continue
+        if Threat.ADAPTIVE not in run.threats(item):
+            yield f"{run.title(item)}: no attack that knows the defense was run (adaptive)."
+        if run.undefended(item) is None:
+            yield (
+                f"{run.title(item)}: no attack was run without a defense; the original photo "
+                "stands in for the undefended rate."
+            )
 
 
 def verdict_threat(run: Run, protection: Protection) -> Threat | None:
@@ -118,7 +140,25 @@ def _sentences(run: Run, protection: Protection) -> Iterable[str]:
         yield gain.sentence
     if not protection.undefended:
         about = verdict_threat(run, protection) or "no threat"
-        yield f"Worst case under {about}: {verdict(run, protection)}."
+        yield f"Worst case under {about}: {verdict(run, protection)}{_grounds(run, protection)}."
+
+
+def _grounds(run: Run, protection: Protection) -> str:
+    """Return the three rates that a verdict compares."""
+    rates = (
+        ("", _rank(run, _worst(run, protection))),
+        (" without a defense", _rank(run, _bare(run, protection))),
+        (" at the floor", _floor(run, protection.seed, "rank-1", run.judge)),
+    )
+    known = [f"{show(row)}{where}" for where, row in rates if row is not None]
+    return f" ({', '.join(known)})" if known else ""
+
+
+def _breaker(run: Run, protection: Protection) -> str:
+    """Return the strongest attack behind a verdict: whoever adapts can also attack unadapted."""
+    rights = {verdict_threat(run, protection), Threat.TRANSFER}
+    known = [line for line in run.attacks(protection) if line.threat in rights]
+    return run.attack_name(known[0]) if known else WORST_CASE
 
 
 def _best_attack(run: Run, protection: Protection, threat: Threat) -> str:
@@ -130,6 +170,8 @@ def _best_attack(run: Run, protection: Protection, threat: Threat) -> str:
     names = " and ".join(run.attack_name(line) for line in level)
     noun = "attack is" if len(level) == 1 else "attacks are, level,"
     sentence = f"Under {threat}, the strongest {noun} {names}: {_result(run, best)}."
+    if any(MORE_BUDGET_HELPS in row.flags.split() for line in level for row in line.rows):
+        sentence += " It was still learning when its training ended."
     closest = max(finished, key=lambda line: line.value("ssim"))
     if closest.value("ssim") > best.value("ssim"):
         ssim = _phrase(closest.row("ssim"))

@@ -81,7 +81,7 @@ def grids(run: Run) -> list[Grid]:
         ReportError: Images or raw values are missing or do not fit together.
     """
     seed = min((line.seed for line in run.lines), default=0)
-    lines = [line for line in run.lines if line.seed == seed and run.has_cell(line)]
+    lines = [line for line in run.lines if line.seed == seed and run.has_cell(line.cell)]
     attacks = [line for line in lines if line.protection and line.attack not in {None, WORST_CASE}]
     if not attacks:
         return []

@@ -12,13 +12,18 @@ if TYPE_CHECKING:
     from bench.results import Row
 
 
+NULL = ("null-mean", "null-p95")
+"""Flags that say what chance alone gives."""
+
+
 @dataclass(frozen=True)
 class Shown:
     """A number as text.
 
     Attributes:
         value: The value without its unit.
-        interval: Its 95 % interval as "[low, high]", empty where there is none.
+        interval: Its 95 % interval as "[low, high]"; for D_sys what chance gives, its mean and its
+            95th percentile; else empty.
         unit: "%", "dB", "ms"; empty for an index.
     """
 
@@ -57,12 +62,27 @@ def show(row: Row) -> Shown:
     scale = 100.0 if measure == "%" else 1.0
     value = scale * number(row)
     if row.ci_low is None or row.ci_high is None:
-        return Shown(_fixed(value, _plain_decimals(value, measure)), "", measure)
+        return Shown(_fixed(value, _plain_decimals(value, measure)), _chance(row), measure)
     low, high = scale * row.ci_low, scale * row.ci_high
     known = 0 < high - low < math.inf
     places = decimals((high - low) / 2) if known else _plain_decimals(value, measure)
     text = f"[{_fixed(low, places)}, {_fixed(high, places)}]"
     return Shown(_fixed(value, places), text, measure)
+
+
+def null(row: Row) -> tuple[float, float] | None:
+    """Return mean and 95th percentile of what chance gives; None where a row does not say."""
+    told = dict(flag.partition("=")[::2] for flag in row.flags.split())
+    try:
+        mean, high = (float(told[name]) for name in NULL)
+    except (KeyError, ValueError):
+        return None
+    return mean, high
+
+
+def _chance(row: Row) -> str:
+    chance = null(row)
+    return "" if chance is None else f"chance {chance[0]:.2f}\N{EN DASH}{chance[1]:.2f}"
 
 
 def decimals(half_width: float) -> int:

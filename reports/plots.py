@@ -20,7 +20,7 @@ from bench.metrics import roc
 from bench.metrics.definitions import definition
 from bench.metrics.verification import Roc
 from reports.figures import COLOURS, plain
-from reports.numbers import interval, number
+from reports.numbers import interval, null, number
 from reports.run import parameters_phrase, read_column, read_curves
 
 if TYPE_CHECKING:
@@ -80,17 +80,25 @@ def _heat_map(run: Run, leak: Leak) -> Plot | None:
     if not rows:
         return None
     values = np.full((len(rows), len(columns)), np.nan)
+    bounds = np.full((len(rows), len(columns), 2), np.nan)
     for (name, item), line in lines.items():
         row = line.row("rank-1", run.judge)
         if row is not None:
-            values[rows.index(name), columns.index(item)] = 100 * number(row)
-    size = (2.6 + 0.75 * len(columns), 1.5 + 0.34 * len(rows))
+            place = rows.index(name), columns.index(item)
+            values[place], bounds[place] = 100 * number(row), 100 * np.array(interval(row))
+    size = (2.6 + 0.75 * len(columns), 1.5 + 0.42 * len(rows))
     figure = Figure(figsize=size)
     axes = figure.subplots()
     axes.imshow(values, cmap="viridis", vmin=0, vmax=100, aspect="auto")
     for (y, x), value in np.ndenumerate(values):
-        text = "–" if np.isnan(value) else f"{value:.0f}"
-        axes.text(x, y, text, ha="center", va="center", color="white" if value < 60 else "black")
+        colour = "white" if value < 60 else "black"
+        if np.isnan(value):
+            axes.text(x, y, "–", ha="center", va="center", color=colour)
+            continue
+        low, high = bounds[y, x]
+        axes.text(x, y + 0.1, f"{value:.0f}", ha="center", va="bottom", color=colour)
+        span = f"[{low:.0f}, {high:.0f}]"
+        axes.text(x, y + 0.14, span, ha="center", va="top", fontsize=6, color=colour)
     names = [plain(run.defense_name(item)) for item in columns]
     axes.set_xticks(range(len(columns)), names, rotation=30, ha="right")
     axes.set_yticks(range(len(rows)), [plain(name) for name in rows])
@@ -117,7 +125,7 @@ class _Pairs:
 def _pairs(run: Run, item: Protection) -> _Pairs | None:
     """Return the scores of a defense, against fresh probes where it allows them."""
     line = run.utility(item)
-    if line is None or not run.has_cell(line):
+    if line is None or not run.has_cell(line.cell):
         return None
     path = run.folder / "cells" / line.cell / "values.csv"
     fresh = line.row(f"accuracy.{FRESH}") is not None
@@ -185,12 +193,22 @@ def _cmc(run: Run, leak: Leak) -> Plot | None:
     axes = figure.subplots()
     last = max(5, *(int(ranks.max()) for *_, ranks in curves))
     names = list(dict.fromkeys(name for name, *_ in curves))
-    for name, threat, ranks in curves[:CURVES]:
+    for place, (name, threat, ranks) in enumerate(curves[:CURVES]):
         tries = np.arange(1, last + 1)
         share = [100 * float(np.mean(ranks <= k)) for k in tries]
         style = STYLES[names.index(name) % len(STYLES)]
         label = plain(f"{name}, {threat}")
-        axes.step(tries, share, where="post", color=COLOURS[threat], linestyle=style, label=label)
+        # Curves that lie on each other stay visible: the later, the thinner.
+        width = max(1.0, 3 - 0.6 * place)
+        axes.step(
+            tries,
+            share,
+            where="post",
+            color=COLOURS[threat],
+            linestyle=style,
+            linewidth=width,
+            label=label,
+        )
     axes.set_ylim(0, 102)
     axes.set_xlabel("Tries")
     axes.set_ylabel(f"Person found (by {plain(run.judge or '')}, %)")
@@ -253,7 +271,7 @@ def _best_scores(
 
 def _column(run: Run, line: Line, name: str) -> NDArray[np.float64] | None:
     """Return the known raw values of a line's cell; None where the cell has none of that name."""
-    if not run.has_cell(line):
+    if not run.has_cell(line.cell):
         return None
     path = run.folder / "cells" / line.cell / "values.csv"
     with path.open(encoding="utf-8") as stream:
@@ -275,6 +293,12 @@ class _Lesson:
     defenses: tuple[str, ...]
 
     @property
+    def remark(self) -> str:
+        """Whether more budget helps, as far as people held out can tell."""
+        told = {True: "more budget helps", False: "budget was enough", None: "nobody held out"}
+        return told[self.curve.more_budget_helps]
+
+    @property
     def phrase(self) -> str:
         """What the panel shows, in words."""
         training, held_out = self.curve.training, self.curve.held_out
@@ -282,8 +306,7 @@ class _Lesson:
         if held_out:
             kept = f"{min(held_out):.3g} at step {self.curve.best}"
             ends += f", on people held out {held_out[0]:.3g} to {kept}"
-        helps = ", more budget helps" if self.curve.more_budget_helps else ""
-        return f"{self.attack} on {', '.join(self.defenses)}: {ends}{helps}"
+        return f"{self.attack} on {', '.join(self.defenses)}: {ends}, {self.remark}"
 
 
 def _learning(run: Run, leak: Leak) -> Plot | None:
@@ -302,8 +325,7 @@ def _learning(run: Run, leak: Leak) -> Plot | None:
         if curve.held_out:
             axes.plot(curve.steps, curve.held_out, marker=".", label="people held out", **_style(1))
         axes.axvline(curve.best, color="black", linestyle=":", label="weights kept")
-        helps = ["more budget helps"] if curve.more_budget_helps else []
-        names = (lesson.attack, f"on {', '.join(lesson.defenses)}", *helps)
+        names = (lesson.attack, f"on {', '.join(lesson.defenses)}", lesson.remark)
         axes.set_title("\n".join(plain(name) for name in names), fontsize=8)
         axes.set_xlabel("Steps", fontsize=8)
         axes.set_ylabel("Loss", fontsize=8)
@@ -425,9 +447,7 @@ def _linkability(run: Run) -> Plot | None:
         line = run.utility(item)
         row = None if line is None else line.row("d-sys")
         if row is not None:
-            flags = dict(part.partition("=")[::2] for part in row.flags.split())
-            null = float(flags.get("null-mean", "nan")), float(flags.get("null-p95", "nan"))
-            found.append((run.defense_name(item), number(row), null))
+            found.append((run.defense_name(item), number(row), null(row) or (np.nan, np.nan)))
     if not found:
         return None
     figure = Figure(figsize=(5.8, 1.4 + 0.34 * len(found)))

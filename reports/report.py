@@ -21,11 +21,11 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from bench.metrics.definitions import Definition, definitions
 from reports.figures import Scatter, grid_figure, save, scatters
-from reports.findings import failures, findings, scale, summary
+from reports.findings import findings, scale, summary, untested
 from reports.grids import QUANTILES, RULE, Grid, grids, overviews
 from reports.numbers import unit
 from reports.plots import Plot, plots
-from reports.run import Line, ReportError, Run, probes, read_run, visible
+from reports.run import ReportError, Run, probes, read_run, visible
 from reports.tables import (
     PAPER_METRICS,
     PRIVACY_METRICS,
@@ -79,7 +79,7 @@ def _write(run: Run, folder: Path) -> None:
         "summary": summary(run),
         "findings": findings(run),
         "scale": scale(run),
-        "failures": failures(run),
+        "untested": untested(run),
         "privacy": privacy.only(PRIVACY_METRICS),
         "utility": utility,
         "definitions": _definitions([privacy, utility]),
@@ -88,7 +88,7 @@ def _write(run: Run, folder: Path) -> None:
         "responsible_use": RESPONSIBLE_USE,
         "unit": unit,
         "infinity": math.inf,
-        "href": lambda line: _href(run, line),
+        "href": lambda cell: _href(run, cell),
         "scatters": _scatters(run, folder / "figures"),
         "plots": _plots(run, folder / "figures"),
         "grids": _grids(run, folder / "figures"),
@@ -170,8 +170,8 @@ def _definitions(tables: Iterable[Table]) -> list[Definition]:
     return [item for item in definitions().values() if item.id in used]
 
 
-def _href(run: Run, line: Line) -> str:
-    return f"../cells/{quote(line.cell)}/" if run.has_cell(line) else ""
+def _href(run: Run, cell: str) -> str:
+    return f"../cells/{quote(cell)}/" if run.has_cell(cell) else ""
 
 
 def _paper_metrics(table: Table) -> Sequence[str]:
@@ -255,6 +255,7 @@ def _environment(escape: Callable[[object], str] | None = None, **syntax: Any) -
         **syntax,
     )
     environment.filters["data_uri"] = data_uri
+    environment.filters["anchor"] = lambda metric: f"definition-{slug(metric)}"
     return environment
 
 

@@ -237,9 +237,9 @@ class Run:
         """Whether lines must say which seed they belong to."""
         return len({line.seed for line in self.lines}) > 1
 
-    def has_cell(self, line: Line) -> bool:
-        """Say whether the run has the folder of a line's cell."""
-        return line.cell in self._cells
+    def has_cell(self, key: str) -> bool:
+        """Say whether the run has the folder of a cell."""
+        return key in self._cells
 
     def defense_name(self, protection: Protection) -> str:
         """Return a defense's name, with the parameters that tell it from others of that name."""
@@ -347,7 +347,7 @@ def read_curves(run: Run, line: Line) -> list[Curve]:
     Raises:
         ReportError: The file of the cell is unusable.
     """
-    if not run.has_cell(line):
+    if not run.has_cell(line.cell):
         return []
     path = run.folder / "cells" / line.cell / "cell.json"
     try:

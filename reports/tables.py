@@ -7,12 +7,14 @@ Markdown and LaTeX are templates over these objects; CSV is written here, with t
 from __future__ import annotations
 
 import csv
+import itertools
+import string
 from collections import Counter
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.metrics.definitions import Definition, definition, definitions
-from reports.numbers import Shown, show, unit
+from reports.numbers import NULL, Shown, show, unit
 from reports.run import (
     CEILING,
     FLOORS,
@@ -24,7 +26,7 @@ from reports.run import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
     from pathlib import Path
 
     from bench.results import Row
@@ -273,10 +275,13 @@ def utility_table(run: Run) -> Table:
     keys = dict.fromkeys(
         Key(_utility_group(row), row.metric, None) for line in lines for row in line.rows
     )
+    chance = " D_sys stands beside what chance gives: mean to 95th percentile."
+    linked = any(key.group == LINKING for key in keys)
     return _table(
         "utility",
         "What each defense leaves of recognition, and what it costs. Stored records are matched "
-        "with fresh, unprotected probes where the defense allows it, and with each other.",
+        "with fresh, unprotected probes where the defense allows it, and with each other."
+        f"{chance if linked else ''}",
         "Defense",
         sorted(keys, key=lambda key: groups.index(key.group)),
         sections,
@@ -379,7 +384,7 @@ def _table(name: str, caption: str, heading: str, keys: Iterable[Key], sections:
         for flag in _flags(row)
         if flag not in column.flags
     )
-    marks = {flag: chr(ord("a") + place) for place, flag in enumerate(flags)}
+    marks = dict(zip(flags, _marks(), strict=False))
     return Table(
         name,
         caption,
@@ -394,9 +399,16 @@ def _table(name: str, caption: str, heading: str, keys: Iterable[Key], sections:
     )
 
 
+def _marks() -> Iterator[str]:
+    """Yield a to z, aa to zz, and so on."""
+    for length in itertools.count(1):
+        yield from map("".join, itertools.product(string.ascii_lowercase, repeat=length))
+
+
 def _flags(row: Row) -> list[str]:
-    """Return a row's flags, but for the one that is the heading of its columns."""
-    return [flag for flag in row.flags.split() if flag != TARGET_JUDGE]
+    """Return a row's flags, but for what the heading of its columns or the number shows."""
+    shown = (TARGET_JUDGE, *NULL)
+    return [flag for flag in row.flags.split() if flag.partition("=")[0] not in shown]
 
 
 def _column(key: Key, table: str, lines: Sequence[Line]) -> Column | None:

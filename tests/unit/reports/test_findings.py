@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING
 import pytest
 from run_folder import Row, build
 
-from reports.findings import Verdict, failures, findings, scale, summary, verdict
+from bench.leaks import Leak
+from bench.threats import Threat
+from reports.findings import Verdict, findings, scale, summary, untested, verdict
 from reports.run import Run, read_run
 
 if TYPE_CHECKING:
@@ -73,6 +75,48 @@ def test_verdicts_compare_intervals(
     assert verdict(run, run.protections[1]) is expected
 
 
+def test_the_summary_names_what_broke_a_defense_and_the_rates_behind_it(
+    run: Run, tmp_path: Path
+) -> None:
+    assert (
+        "Broken under adaptive, identification is not measurably reduced: advface (features, by "
+        "unet)."
+    ) in summary(run)
+    rates = "(95\N{NO-BREAK SPACE}% [85, 100], 97\N{NO-BREAK SPACE}% [87, 100] without a defense, 5"
+    assert rates in advface(run)
+    holds = changed(tmp_path, "adaptive", value=0.1, ci_low=0.0, ci_high=0.2)
+    assert ("Holds under adaptive, identification is at the floor: advface (features).") in summary(
+        holds
+    )
+
+
+def test_what_could_not_be_tested_is_told(run: Run, tmp_path: Path) -> None:
+    adaptive = "no attack that knows the defense was run (adaptive)."
+    assert not any("advface" in sentence for sentence in untested(run))
+
+    def change(row: Row) -> Row:
+        leak = Leak.TEMPLATE if row.defense == "none" else row.leak
+        threat = Threat.INSIDER if row.threat == "adaptive" else row.threat
+        judge = None if row.judge is None else "sface"
+        return row.model_copy(update={"leak": leak, "threat": threat, "judge": judge})
+
+    told = untested(read_run(build(tmp_path, change=change)))
+    assert "No judge is independent of the recogniser under attack." in told
+    assert f"Features · advface: {adaptive}" in told
+    assert any("advface: no attack was run without a defense" in sentence for sentence in told)
+
+
+def test_an_attack_that_still_learned_is_no_last_word(run: Run, tmp_path: Path) -> None:
+    told = "It was still learning when its training ended."
+    assert told not in advface(run)
+
+    def change(row: Row) -> Row:
+        helped = row.attack == "unet" and row.status == "ok"
+        return row.model_copy(update={"flags": "more-budget-helps"}) if helped else row
+
+    assert told in advface(read_run(build(tmp_path, change=change)))
+
+
 def test_attacks_that_fail_without_a_defense_judge_nothing(tmp_path: Path) -> None:
     def change(row: Row) -> Row:
         weak = row.attack == "worst-case" and row.metric == "rank-1"
@@ -93,8 +137,7 @@ def test_attacks_level_at_the_top_are_named_together(tmp_path: Path) -> None:
 
 
 def test_failures_and_floors_are_told(run: Run) -> None:
-    (failure,) = failures(run)
-    assert "unet / adaptive failed: RuntimeError" in failure
+    assert "unet / adaptive failed: RuntimeError" in untested(run)[0]
     assert scale(run)[0].startswith("Floor, other-person: dlib finds the person first in 2")
     assert "no attack finished" in " ".join(findings(run)[2].sentences)
 
