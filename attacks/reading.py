@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from sklearn.model_selection import GroupKFold
 from torch import Tensor
 from torch.nn import functional
 
@@ -57,6 +56,8 @@ def held_out_clarity(
         identities: (N,) names of two people at least.
         change: As for `Regression`.
     """
+    from sklearn.model_selection import GroupKFold  # Imported late, as in `Ridge`.
+
     found = [torch.empty_like(clean) for _ in seen]
     folds = GroupKFold(min(FOLDS, len(set(identities.tolist()))))
     for known, unknown in folds.split(identities, groups=identities):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.linear_model import RidgeCV
 from torch import Tensor
 
 
@@ -17,6 +16,9 @@ class Ridge:
     """
 
     def __init__(self, x: Tensor, y: Tensor) -> None:
+        # Importing it takes a second, which a run that finds everything stored need not spend.
+        from sklearn.linear_model import RidgeCV
+
         model = RidgeCV(alphas=np.logspace(-3, 3, 13))
         model.fit(x.cpu().double().numpy(), y.cpu().double().numpy())
         self._weights = torch.from_numpy(np.atleast_2d(model.coef_)).float().to(x.device)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from skimage.transform import SimilarityTransform
 
 from bench import assets
 from bench.errors import DataError
@@ -82,5 +81,8 @@ class Aligner:
 
 def _similarity(points: NDArray[np.float64]) -> NDArray[np.float64]:
     """Return the 2x3 matrix of the least-squares similarity (Umeyama 1991) to the template."""
+    # Importing it takes a fifth of a second, which a run that aligns nothing need not spend.
+    from skimage.transform import SimilarityTransform
+
     matrix: NDArray[np.float64] = SimilarityTransform.from_estimate(points, TEMPLATE).params[:2]
     return matrix
