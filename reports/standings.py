@@ -160,7 +160,7 @@ class Contest(NamedTuple):
     def detail(self) -> str:
         """What else its rows have in common."""
         judge = self.judge or "no judge"
-        return f"recogniser {self.recognizer}, judged by {judge}, {self.setting}"
+        return f"Recogniser {self.recognizer}, judged by {judge}, {self.setting}"
 
 
 @dataclass(frozen=True)
