@@ -110,6 +110,10 @@ class Gradient(Attack):
         """Return coordinates (N, K), of about unit deviation, of faces near images."""
         return self.space.coordinates(images)
 
+    def center(self, start: Tensor) -> Tensor:
+        """Return the coordinates (N, K) that the prior pulls to: those of the mean face."""
+        return torch.zeros_like(start)
+
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the faces found."""
         target = functional.normalize(self.target(records), dim=1)
@@ -151,6 +155,7 @@ class Gradient(Attack):
         z = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=self.rate)
         losses = torch.zeros(len(z), device=z.device)
+        aims = list(zip(wanted.split(BATCH), self.center(start).split(BATCH), strict=True))
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.rate * falling(step / self.steps)
             optimizer.zero_grad()
@@ -158,12 +163,12 @@ class Gradient(Attack):
             parts = []
             # Batches that fit in the processor's cache are faster than all probes at once.
             with torch.enable_grad():
-                for part, aim in zip(z.split(BATCH), wanted.split(BATCH), strict=True):
+                for part, (aim, near) in zip(z.split(BATCH), aims, strict=True):
                     found = self.recognizer.embed(move(self.faces(part)))
                     if self.encode is not None:
                         found = self.encode(found)
                     distance = 1 - functional.cosine_similarity(found, aim)
-                    loss = distance + self.prior * part.square().mean(1)
+                    loss = distance + self.prior * (part - near).square().mean(1)
                     # A sum over probes: each has its own gradient, whatever else is in the batch.
                     loss.sum().backward()
                     parts.append(loss.detach())

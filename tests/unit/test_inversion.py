@@ -151,6 +151,37 @@ def test_the_search_approaches_the_leaked_template(
     assert end > start + 0.1
 
 
+def test_the_generator_and_its_components_make_the_own_images(
+    transfer: Attacker, own: Tensor
+) -> None:
+    attack = fitted("latent", transfer, generator_steps=2, generator_width=8)
+    with torch.no_grad():
+        found = attack.faces(attack.coordinates(own))
+    assert len(attack.space) < len(own)
+    assert (found - own).abs().mean() < 0.02
+    assert (attack._painted_like(own) - own).abs().mean() > 0.1
+
+
+def test_the_latent_search_leaves_its_start_as_far_as_the_prior_lets_it(
+    transfer: Attacker, world: World, faces: Tensor
+) -> None:
+    templates = world.recognizer.leaking(Leak.TEMPLATE, faces)
+
+    def search(steps: int, prior: float) -> tuple[Tensor, float]:
+        options = {"generator_steps": 5, "generator_width": 8, "steps": steps, "prior": prior}
+        attack = fitted("latent", transfer, **options)
+        with seeded(0):
+            found = attack.reconstruct(templates)
+        made = world.recognizer.leaking(Leak.TEMPLATE, found)
+        return found, float(torch.cosine_similarity(made, templates).mean())
+
+    start, similar = search(0, 0.0)
+    free, near_target = search(8, 0.0)
+    held, _ = search(8, 1e3)
+    assert near_target > similar + 0.1
+    assert (held - start).abs().mean() < 0.5 * (free - start).abs().mean()
+
+
 def test_the_probes_of_a_batch_do_not_influence_each_other(
     transfer: Attacker, world: World, faces: Tensor
 ) -> None:
