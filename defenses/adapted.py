@@ -12,6 +12,7 @@ from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -19,9 +20,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.errors import UserError
 from bench.leaks import Leak
 from bench.networks import Standardize, channel_statistics, half_precision
+from bench.recognizers import iresnet
 from bench.recognizers.base import Recognizer
+from bench.recognizers.contract import read_weights
 from bench.training import fit
 from defenses.base import Defender, Defense
 
@@ -76,6 +80,36 @@ class Server(nn.Module):
         """Return what the stem takes of (N, C, 112, 112). Default: all of it, standardised."""
         standard: Tensor = self.standardize(x)
         return standard
+
+
+class TrainedServer(nn.Module):
+    """A recogniser of transformed images that `veilbench train` made from scratch.
+
+    Args:
+        path: The file that it wrote for the defense.
+        sha256: Hash of the file in hexadecimal.
+
+    Raises:
+        UserError: The file is not that one, or was trained on plain images.
+    """
+
+    def __init__(self, path: str, sha256: str) -> None:
+        super().__init__()
+        data, _ = read_weights(Path(path), sha256)
+        state = iresnet.read_state_dict(data, path)
+        if not {"standardize.mean", "standardize.deviation"} <= state.keys():
+            raise UserError(
+                f"{path} has no statistics of channels: train it with the defense's preset."
+            )
+        mean, deviation = state.pop("standardize.mean"), state.pop("standardize.deviation")
+        self.standardize = Standardize(mean.flatten(), deviation.flatten())
+        self.network = iresnet.network(iresnet.depth_of(state, path), mean.numel())
+        iresnet.load(self.network, state, path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, C, 112, 112) to embeddings of unit length."""
+        x = self.standardize(x).contiguous(memory_format=torch.channels_last)
+        return functional.normalize(self.network(x), dim=1)
 
 
 @torch.no_grad()
@@ -163,15 +197,30 @@ class Adapted(Defense, ABC):
     """Base of defenses that transmit a transformed image to a recogniser adapted to it.
 
     The server is trained when something is first compared: an attacker that only makes records of
-    its own never pays for it. Its embeddings are comparable with clean ones.
+    its own never pays for it. Its embeddings are comparable with clean ones, unless it was trained
+    from scratch.
 
     Args:
         epochs: Passes of the distillation over the defender's images; 0 leaves the ridge stem.
         rate: Largest learning rate of the distillation.
+        weights: File of `veilbench train` with the defense's preset: the server in place of an
+            adapted one.
+        weights_sha256: Hash of that file in hexadecimal, needed with it.
     """
 
     epochs: Annotated[int, Field(ge=0)] = 1
     rate: Annotated[float, Field(gt=0)] = 2e-4
+    weights: str = ""
+    weights_sha256: str = ""
+
+    def __post_init__(self) -> None:
+        if bool(self.weights) is not bool(self.weights_sha256):
+            raise ValueError("weights and weights_sha256 go together")
+
+    @property
+    def plain_probes(self) -> bool:
+        """A server from scratch has a space of its own, in which only records are compared."""
+        return not self.weights
 
     def fit(self, world: Defender) -> None:
         """Keep what the server will be trained on."""
@@ -182,7 +231,8 @@ class Adapted(Defense, ABC):
         if records.shape[1] == 3 and self.plain_probes:
             return self.recognizer.embed(records)
         with torch.no_grad():
-            return self.server(self.server_input(records))
+            embeddings: Tensor = self.server(self.server_input(records))
+        return embeddings
 
     def server_input(self, records: Tensor) -> Tensor:
         """Return what the server's stem takes, (N, C, 112, 112). Default: the records."""
@@ -193,8 +243,11 @@ class Adapted(Defense, ABC):
         return Server(self.recognizer, mean, deviation)
 
     @cached_property
-    def server(self) -> Server:
-        """The adapted recogniser."""
+    def server(self) -> nn.Module:
+        """The recogniser that reads records: adapted, or trained from scratch."""
+        if self.weights:
+            trained = TrainedServer(self.weights, self.weights_sha256)
+            return trained.to(self._world.device).requires_grad_(False).eval()
         world = self._world
         generator = world.generator()
 

@@ -76,7 +76,7 @@ class IResNet(ContractRecognizer):
         data, self.weights_sha256 = read_weights(self.file, sha256)
         state = read_state_dict(data, path)
         with torch.device("meta"):
-            layers = network(_depth(state, path))
+            layers = network(depth_of(state, path))
         load(layers, state, path)
         stages = len(_STEM) + cut
         self.front, self.back = layers[:stages], layers[stages:]
@@ -223,7 +223,7 @@ def _check_names(what: str, names: set[str], where: str) -> None:
         )
 
 
-def _depth(state: dict[str, Tensor], where: str) -> int:
+def depth_of(state: dict[str, Tensor], where: str) -> int:
     """Return the depth whose blocks a state dict names.
 
     Raises:

@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+from torch.nn import functional
 
 from bench import pretraining, training
 from bench.datasets.recordio import Record, pack, writing_records
 from bench.errors import DataError, UserError
+from bench.leaks import Leak
 from bench.pretraining import PRESETS, ArcFace, FaceSet, pretrain
 from bench.recognizers import iresnet
+from defenses.base import Defender
+from defenses.frequency.partialface import PartialFace
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import NDArray
     from torch import Tensor
+
+    from bench.world import World
 
 PEOPLE = (7, 7, 3, 3, 3, 12)
 """Labels of the images: any numbers, in any order."""
@@ -104,6 +111,31 @@ def test_what_was_interrupted_ends_as_if_it_was_not(
     assert whole.keys() == parts.keys()
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
     assert whole["conv1.weight"].shape[1] == len(whole["standardize.mean"].flatten()) == 27
+
+
+@pytest.mark.usefixtures("small")
+def test_a_defense_takes_a_trained_server(world: World, faces: Tensor, tmp_path: Path) -> None:
+    network = iresnet.network(18, 27).eval()
+    state = network.state_dict()
+    channels = {"standardize.mean": torch.zeros(27), "standardize.deviation": torch.ones(27)}
+    path = tmp_path / "server.safetensors"
+    save_file(state | channels, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    team = world.defender
+    scene = Defender(Leak.IMAGE, team.images, team.identities, world.recognizer, 0, "cpu")
+    defense = PartialFace(weights=str(path), weights_sha256=digest).setup(scene)
+    records = defense.protect(faces[:2], generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        wanted = functional.normalize(network(records), dim=1)
+    torch.testing.assert_close(defense.comparable(records), wanted)
+    assert not defense.plain_probes
+    save_file(state, path)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    plain = PartialFace(weights=str(path), weights_sha256=digest).setup(scene)
+    with pytest.raises(UserError, match="has no statistics of channels"):
+        _ = plain.server
+    with pytest.raises(UserError, match="weights and weights_sha256 go together"):
+        PartialFace.create("defense 'partialface'", {"weights": str(path)})
 
 
 def test_every_epoch_shows_every_image_once_in_another_order(records: Path) -> None:
