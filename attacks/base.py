@@ -30,6 +30,11 @@ class Attack(Plugin, ABC):
     leaks: ClassVar[frozenset[Leak]]
     threats: ClassVar[frozenset[Threat]]
 
+    @property
+    def enrolments(self) -> int:
+        """How many records of each probe it reads: the same photo, enrolled anew. Default: one."""
+        return 1
+
     def fit(self, attacker: Attacker) -> None:
         """Learn from what the attacker may see. Default: nothing to learn."""
 
@@ -38,7 +43,8 @@ class Attack(Plugin, ABC):
         """Turn leaked records into images.
 
         Args:
-            records: (N, ...) records; under `score`, (N,) handles of the stored records instead.
+            records: (N, ...) records; (N, `enrolments`, ...) where an attack reads several of each
+                probe; under `score`, (N,) handles of the stored records instead.
 
         Returns:
             (N, 3, 112, 112) images in [0, 1].

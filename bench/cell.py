@@ -17,7 +17,7 @@ from bench.plugin import source_fingerprint
 from bench.profile import MODELS, profile
 from bench.recognizers.base import CROP
 from bench.registry import REFERENCES
-from bench.scoring import Scorer, Values, perceptual_nets, to_bytes
+from bench.scoring import Scorer, Values, perceptual_nets, to_bytes, worst_case
 from bench.store import Artifact, Store
 from bench.threats import RIGHTS, Attacker, Held, Meter, Right, Threat
 from bench.training import recorded
@@ -32,6 +32,9 @@ from bench.world import (
     stored_records,
 )
 from defenses.base import Defense
+
+GUESSED = "other-person"
+"""The floor that is drawn at random."""
 
 RECONSTRUCT_BATCH = 64
 """Probes handed to an attack at once."""
@@ -121,8 +124,20 @@ class Cells:
         return {"images": to_bytes(torch.cat(images))}, facts
 
     def _leaked(self, cell: Cell, records: Tensor) -> Tensor:
-        """Return what the attack gets to see: records, or handles where only scores leak."""
-        return torch.arange(len(records)) if cell.threat is Threat.SCORE else records
+        """Return what the attack gets to see: records, or handles where only scores leak.
+
+        An attack that reads several records of a probe gets them beside each other, (N, n, ...).
+        """
+        if cell.threat is Threat.SCORE:
+            return torch.arange(len(records))
+        count = cell.attack.create().enrolments
+        if count == 1:
+            return records
+        others = [
+            self.world.victim_records(cell.defense, cell.leak, enrolment).tensors["records"]
+            for enrolment in range(1, count)
+        ]
+        return torch.stack([records, *others], 1)
 
     def _trained_attack(self, cell: Cell, attacker: Attacker) -> tuple[Attack, list[Curve]]:
         fields = self._training_fields(cell)
@@ -178,8 +193,8 @@ class Cells:
 
     # --- references -----------------------------------------------------------------------------
 
-    def reference(self, name: str) -> tuple[Artifact, Values]:
-        """Return the images and raw values of a floor or ceiling."""
+    def reference(self, name: str, draw: int = 0) -> tuple[Artifact, Values]:
+        """Return the images and raw values of a floor or ceiling, drawn anew for each number."""
         world = self.world
         kind: type[Reference] = REFERENCES.get(name)
         mates = world.split.other_photos
@@ -189,6 +204,7 @@ class Cells:
             "scene": world.scene,
             "attacker": world.attacker.content,
             "seed": world.seed,
+            **({"draw": draw} if draw else {}),
         }
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -199,6 +215,18 @@ class Cells:
         made = world.store.artifact("references", fields, make)
         shown = mates if kind.shows_mates else None
         return made, self._scored(made.key, made.tensors["images"], shown)
+
+    def guesses(self, count: int) -> tuple[str, Values]:
+        """Return what the best of several blind guesses scores, per probe and metric, and its key.
+
+        The best of several attacks is above each of them even if none has read anything. This is
+        the floor that went through the same maximum: the mean face, and as many photos of other
+        people for each probe as there are attacks.
+        """
+        found = [self.reference("mean-face")]
+        found += [self.reference(GUESSED, draw) for draw in range(count)]
+        key = digest(["guesses", [made.key for made, _ in found]])
+        return key, worst_case(values for _, values in found)
 
 
 def _own_records(store: Store, defense: Defense, images: Tensor, fields: dict[str, Any]) -> Tensor:

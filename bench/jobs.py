@@ -13,10 +13,10 @@ from types import FrameType
 
 import torch
 
-from bench.cell import Cells
+from bench.cell import GUESSED, Cells
 from bench.errors import UserError
 from bench.leaks import Leak
-from bench.plan import Cell, Spec, Suite, cells
+from bench.plan import Cell, Spec, Suite, best_of, cells
 from bench.profile import profile
 from bench.registry import REFERENCES
 from bench.scoring import protection, utility
@@ -27,13 +27,20 @@ from bench.world import Progress, World
 
 @dataclass(frozen=True)
 class Reference:
-    """A floor or ceiling, by name. The first of a seed also makes what all cells share."""
+    """A floor or ceiling, by name. The first of a seed also makes what all cells share.
+
+    Attributes:
+        seed: Seed of the split.
+        name: Its name.
+        draw: Which of several draws: a worst case over many attacks needs as many guesses.
+    """
 
     seed: int
     name: str
+    draw: int = 0
 
     def __str__(self) -> str:
-        return f"{self.name}/seed {self.seed}"
+        return f"{self.name}/draw {self.draw}/seed {self.seed}"
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,16 @@ Failures = dict[Step, str]
 def scene_jobs(suite: Suite) -> list[Job]:
     """Return the jobs that come before all others: what every cell of a seed needs."""
     names = REFERENCES.names()
-    return [Job(tuple(Reference(seed, name) for name in names)) for seed in suite.seeds]
+    guesses = range(1, max(best_of(cells(suite)), default=1))
+    return [
+        Job(
+            (
+                *(Reference(seed, name) for name in names),
+                *(Reference(seed, GUESSED, draw) for draw in guesses),
+            )
+        )
+        for seed in suite.seeds
+    ]
 
 
 def cell_jobs(suite: Suite) -> list[Job]:
@@ -197,7 +213,7 @@ def take(runner: Cells, step: Step) -> None:
     """Take one step."""
     match step:
         case Reference():
-            runner.reference(step.name)
+            runner.reference(step.name, step.draw)
         case Utility():
             utility(runner.world, step.defense, step.leak)
             protection(runner.world, step.defense, step.leak)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,7 +19,7 @@ from bench.leaks import Leak
 from bench.listing import SUITES
 from bench.plugin import source_fingerprint
 from bench.registry import ATTACKS, DATASETS, DEFENSES, RECOGNIZERS, Registry
-from bench.threats import Threat
+from bench.threats import WEAKER, Threat
 
 _STANDARD = Path(__file__).with_name("standard.toml")
 
@@ -227,6 +228,19 @@ def cells(suite: Suite) -> list[Cell]:
             for cell in _group_cells(group, seed):
                 planned.setdefault(cell_fields_key(cell), cell)
     return list(planned.values())
+
+
+def best_of(planned: Sequence[Cell]) -> list[int]:
+    """Return of how many attacks the worst cases take the best, where it is more than one."""
+    met: dict[tuple[int, Leak, Spec], Counter[Threat]] = defaultdict(Counter)
+    for cell in planned:
+        met[cell.seed, cell.leak, cell.defense][cell.threat] += 1
+    sizes = {
+        sum(count[other] for other in (threat, *WEAKER[threat]))
+        for count in met.values()
+        for threat in count
+    }
+    return sorted(sizes - {1})
 
 
 def cell_fields_key(cell: Cell) -> str:

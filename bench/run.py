@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from bench import results
-from bench.cell import Cells
+from bench.cell import GUESSED, Cells
 from bench.curves import MORE_BUDGET_HELPS
 from bench.datasets.base import Indices
 from bench.errors import UserError
@@ -49,26 +49,17 @@ from bench.jobs import (
 from bench.keys import digest
 from bench.leaks import Leak
 from bench.linkage import LINKAGE, Pairs, linkability
-from bench.plan import Cell, Spec, Suite, cells
+from bench.plan import Cell, Spec, Suite, best_of, cells
 from bench.profile import profile
 from bench.registry import REFERENCES
 from bench.results import Row, Score, parameters_text
 from bench.scoring import LOWER_IS_CLOSER, Values, protection, utility, worst_case
 from bench.store import Artifact, Store, StoreError, atomic_path
-from bench.threats import Threat
+from bench.threats import WEAKER, Threat
 from bench.world import Progress as Say
 from bench.world import World
 
 RUN_FILE = "run.json"
-
-WEAKER: dict[Threat, frozenset[Threat]] = {
-    Threat.TRANSFER: frozenset(),
-    Threat.ADAPTIVE: frozenset({Threat.TRANSFER}),
-    Threat.INSIDER: frozenset({Threat.TRANSFER, Threat.ADAPTIVE}),
-    Threat.QUERY: frozenset(),
-    Threat.SCORE: frozenset(),
-}
-"""Whoever has the rights of a threat can also run the attacks of these."""
 
 
 @dataclass
@@ -250,6 +241,9 @@ def _add_rows(
     seed = runner.world.seed
     for name in REFERENCES.names():
         outcome.rows += rows(Reference(seed, name), partial(_reference_rows, writer, runner, name))
+    for count in best_of(planned):
+        last = Reference(seed, GUESSED, count - 1)
+        outcome.rows += rows(last, partial(writer.guesses, runner, count))
     groups: dict[tuple[Leak, Spec], list[Cell]] = defaultdict(list)
     for cell in planned:
         groups[cell.leak, cell.defense].append(cell)
@@ -296,6 +290,13 @@ class _Writer:
         return [
             self._row(score, attack=name, cell=made.key) for score in runner.scorer.scores(values)
         ]
+
+    def guesses(self, runner: Cells, count: int) -> list[Row]:
+        """Write the floor of a worst case over some attacks."""
+        key, values = runner.guesses(count)
+        about = {"attack": "best-of-guesses", "attack_params": parameters_text({"guesses": count})}
+        self._folder(key, {"kind": "reference", **about}, values, None)
+        return [self._row(s, **about, cell=key) for s in runner.scorer.scores(values)]
 
     def utility(self, leak: Leak, defense: Spec, scores: list[Score]) -> list[Row]:
         """Write a defense's pair scores; return the rows of its utility and cost."""

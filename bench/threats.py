@@ -61,6 +61,15 @@ RIGHTS: dict[Threat, frozenset[Right]] = {
     Threat.SCORE: frozenset({Right.SCORES}),
 }
 
+WEAKER: dict[Threat, frozenset[Threat]] = {
+    Threat.TRANSFER: frozenset(),
+    Threat.ADAPTIVE: frozenset({Threat.TRANSFER}),
+    Threat.INSIDER: frozenset({Threat.TRANSFER, Threat.ADAPTIVE}),
+    Threat.QUERY: frozenset(),
+    Threat.SCORE: frozenset(),
+}
+"""Whoever has the rights of a threat can also run the attacks of these."""
+
 
 class ThreatViolation(Exception):  # noqa: N818 - the design's word
     """An attack reached for something that its threat does not grant."""

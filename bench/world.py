@@ -317,11 +317,19 @@ class World:
         instance = self.instance_fields(spec, leak, owner, number)
         return {"instance": instance, "images": content, "batch": BATCH}
 
-    def victim_records(self, spec: Spec, leak: Leak) -> Artifact:
-        """Return the "records" that the deployed defense stores of the probes."""
+    def victim_records(self, spec: Spec, leak: Leak, enrolment: int = 0) -> Artifact:
+        """Return the "records" that the deployed defense stores of the probes.
+
+        Args:
+            spec: The defense.
+            leak: The object it protects.
+            enrolment: Which time the same photos are enrolled; each has randomness of its own.
+        """
         probes = self.split.probes
         self.progress(f"protecting {len(probes)} probes with {spec.name}")
         fields = self.record_fields(spec, leak, self._content(probes), "defender")
+        if enrolment:
+            fields["enrolment"] = enrolment
         return self.store.artifact(
             "records",
             fields,

@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.curves import MORE_BUDGET_HELPS
-from bench.threats import Threat
+from bench.threats import WEAKER, Threat
 from reports.numbers import interval, number, show
-from reports.run import CEILING, FLOORS, WORST_CASE, Line, Protection, Run
+from reports.run import CEILING, FLOORS, GUESSES, WORST_CASE, Line, Protection, Run, guesses
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -84,7 +84,7 @@ def scale(run: Run) -> list[str]:
     sentences = []
     for line in run.references:
         seed = f" (seed {line.seed})" if run.several_seeds else ""
-        kind = "Floor" if line.attack in FLOORS else "For scale"
+        kind = "Floor" if line.attack in {*FLOORS, GUESSES} else "For scale"
         sentences.append(f"{kind}, {run.attack_name(line)}{seed}: {_result(run, line)}.")
     return sentences
 
@@ -120,7 +120,7 @@ def verdict(run: Run, protection: Protection) -> Verdict:
     """Return what a defense does to identification in the worst case."""
     worst = _rank(run, _worst(run, protection))
     bare = _rank(run, _bare(run, protection))
-    floor = _floor(run, protection.seed, "rank-1", run.judge)
+    floor = _floor(run, protection, verdict_threat(run, protection), "rank-1", run.judge)
     if worst is None or bare is None or floor is None:
         return Verdict.UNTESTED
     at_floor, at_bare = _overlap(worst, floor), _overlap(worst, bare)
@@ -148,7 +148,10 @@ def _grounds(run: Run, protection: Protection) -> str:
     rates = (
         ("", _rank(run, _worst(run, protection))),
         (" without a defense", _rank(run, _bare(run, protection))),
-        (" at the floor", _floor(run, protection.seed, "rank-1", run.judge)),
+        (
+            " at the floor",
+            _floor(run, protection, verdict_threat(run, protection), "rank-1", run.judge),
+        ),
     )
     known = [f"{show(row)}{where}" for where, row in rates if row is not None]
     return f" ({', '.join(known)})" if known else ""
@@ -209,7 +212,7 @@ def _adaptive_gain(run: Run, protection: Protection) -> _Gain | None:
         if low is None or high is None or number(high) <= number(low) or _overlap(low, high):
             continue
         rises.append(f"worst-case {label} rises from {_phrase(low)} to {_phrase(high)}")
-        floor = _floor(run, protection.seed, metric, judge)
+        floor = _floor(run, protection, Threat.ADAPTIVE, metric, judge)
         if bare and floor:
             middle = (bare.value(metric, judge) + number(floor)) / 2
             undone |= number(low) < middle <= number(high)
@@ -233,9 +236,21 @@ def _bare(run: Run, protection: Protection) -> Line | None:
     return line or next(originals, None)
 
 
-def _floor(run: Run, seed: int, metric: str, judge: str | None) -> Row | None:
-    """Return what chance scores: the higher floor."""
-    found = (x.row(metric, judge) for x in run.references if x.attack in FLOORS and x.seed == seed)
+def _floor(
+    run: Run, protection: Protection, threat: Threat | None, metric: str, judge: str | None
+) -> Row | None:
+    """Return what chance scores in the place of a worst case: the highest floor.
+
+    The best of several attacks is compared with the best of as many guesses.
+    """
+    weaker = {threat, *(WEAKER[threat] if threat else ())}
+    met = [x for x in run.attacks(protection) if x.threat in weaker and not x.failure]
+    of_seed = [line for line in run.references if line.seed == protection.seed]
+    lines = [line for line in of_seed if line.attack in FLOORS]
+    best_of = [line for line in of_seed if line.attack == GUESSES and guesses(line) >= len(met)]
+    if len(met) > 1 and best_of:
+        lines.append(min(best_of, key=guesses))
+    found = (line.row(metric, judge) for line in lines)
     return max((row for row in found if row), key=number, default=None)
 
 

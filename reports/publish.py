@@ -18,7 +18,7 @@ from bench.threats import Threat
 from reports.literature import CONFIDENCE, Answer, answers, load_claims, points
 from reports.numbers import show
 from reports.report import MARKDOWN, RESPONSIBLE_USE, slug
-from reports.run import CEILING, FLOORS, UNDEFENDED, Protection, distinct_names
+from reports.run import CEILING, FLOORS, GUESSES, UNDEFENDED, Protection, distinct_names
 from reports.samples import difference, sample
 from reports.standings import Source, combined, read_source
 from reports.submission import faults
@@ -196,7 +196,7 @@ def _attacks(source: Source, group: _Group, threat: Threat) -> dict[str, list[Li
 def _references(source: Source) -> dict[str, dict[str, list[Line]]]:
     """Return floors and ceilings, which are the same for every attack, as if each were one."""
     run = source.run
-    roles = {CEILING: "ceiling", **dict.fromkeys(FLOORS, "floor")}
+    roles = {CEILING: "ceiling", **dict.fromkeys((*FLOORS, GUESSES), "floor")}
     found: dict[str, dict[str, list[Line]]] = defaultdict(lambda: {WORST: []})
     for line in run.references:
         name = f"{run.attack_name(line)} ({roles.get(line.attack or '', 'reference')})"

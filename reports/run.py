@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 UNDEFENDED = "none"
 WORST_CASE = "worst-case"
 CEILING = "original"
+GUESSES = "best-of-guesses"
+"""The floor of a worst case: the best of as many blind guesses as there are attacks."""
+
 FLOORS = ("mean-face", "other-person")
 """References that show nobody in particular: an attack that does no better has found nothing."""
 
@@ -376,6 +379,12 @@ def group_lines(rows: Iterable[Row]) -> list[Line]:
             protection = Protection(row.leak, row.defense, row.defense_params, row.seed)
         groups[protection, row.attack, row.attack_params, row.threat, row.seed].append(row)
     return [Line(*key, rows=tuple(members)) for key, members in groups.items()]
+
+
+def guesses(line: Line) -> int:
+    """Return of how many guesses a floor is the best, 0 if its parameters do not say."""
+    count = json.loads(line.attack_parameters).get("guesses")
+    return count if isinstance(count, int) else 0
 
 
 def parameters_phrase(text: str, names: Sequence[str] | None = None) -> str:

@@ -18,6 +18,7 @@ from reports.numbers import NULL, Shown, show, unit
 from reports.run import (
     CEILING,
     FLOORS,
+    GUESSES,
     WORST_CASE,
     Line,
     ReportError,
@@ -331,7 +332,7 @@ def _raw(line: TableLine) -> Iterable[object]:
 def _references(run: Run) -> tuple[str, str, list[_Heading]]:
     headings = []
     for line in run.references:
-        role = "floor" if line.attack in FLOORS else "reference"
+        role = "floor" if line.attack in {*FLOORS, GUESSES} else "reference"
         role = "ceiling" if line.attack == CEILING else role
         seed = f", seed {line.seed}" if run.several_seeds else ""
         headings.append(_Heading(line, run.attack_name(line), role + seed, "reference"))

@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from attacks.feasibility import Feasibility, ball, total_variation
 from attacks.gradient import Gradient
+from attacks.multi_record import MultiRecord
 from attacks.reading import clarity, held_out_clarity, straight_through
 from bench.leaks import Leak
 from bench.recognizers.base import Recognizer
@@ -190,6 +191,51 @@ def test_more_restarts_end_nearer(images: Tensor, people: NDArray[np.str_]) -> N
             return functional.cosine_similarity(found, wanted)
 
     assert similarity(6).mean() > similarity(1).mean()
+
+
+# --- several records ----------------------------------------------------------------------------
+
+
+def told(
+    counts: tuple[int, ...],
+    images: Tensor,
+    people: NDArray[np.str_],
+    name: str,
+    **parameters: Any,
+) -> list[float]:
+    """Return how near the template is that some records of each of four faces give back."""
+    attacker, deployed = adaptive(Leak.TEMPLATE, images, people, name, **parameters)
+    faces = functional.interpolate(0.5 + 0.1 * normal(4, 3, 14, 14, seed=3), 112)
+    clean = Grid().embed(faces)
+    noise = torch.Generator().manual_seed(8)
+    records = torch.stack([deployed.protect(clean, generator=noise) for _ in range(8)], 1)
+
+    def similarity(count: int) -> float:
+        attack = MultiRecord(components=5, steps=0, records=count, starts=1)
+        with seeded(0):
+            attack.fit(attacker)
+            found = attack.target(records[:, :count] if count > 1 else records[:, 0])
+        return float(functional.cosine_similarity(found, clean).mean())
+
+    return [similarity(count) for count in counts]
+
+
+def test_more_records_of_a_face_tell_more(images: Tensor, people: NDArray[np.str_]) -> None:
+    one, two, four, eight = told((1, 2, 4, 8), images, people, "gaussian-noise", eps=2.0)
+    assert one + 0.02 < two
+    assert two + 0.01 < four < eight
+
+
+def test_records_under_several_keys_tell_more(images: Tensor, people: NDArray[np.str_]) -> None:
+    one, four = told((1, 4), images, people, "slerpface", group=6)
+    assert one + 0.02 < four
+
+
+def test_records_that_are_all_the_same_tell_no_more(
+    images: Tensor, people: NDArray[np.str_]
+) -> None:
+    one, four = told((1, 4), images, people, "quantize", bits=1)
+    assert one == pytest.approx(four, abs=1e-5)
 
 
 # --- feasibility --------------------------------------------------------------------------------

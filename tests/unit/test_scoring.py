@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from stand_ins import Means
 from torch import Tensor
 
+from bench.cell import Cells
 from bench.datasets.base import PairList, Split
 from bench.scoring import (
     Scorer,
@@ -22,6 +23,9 @@ from bench.scoring import (
     verification_scores,
     worst_case,
 )
+
+if TYPE_CHECKING:
+    from bench.world import World
 
 PEOPLE = np.array(["Ann", "Ann", "Ann", "Bob", "Bob", "Cid", "Cid", "Dan"])
 HUES = torch.tensor(
@@ -227,6 +231,20 @@ def test_the_worst_case_of_one_attack_is_that_attack() -> None:
     values = {"psnr": np.array([3.0, np.nan]), "hue/similarity": np.array([-0.5, 0.5])}
     found = worst_case([values])
     assert all(np.array_equal(found[key], values[key], equal_nan=True) for key in values)
+
+
+def test_the_floor_of_a_worst_case_went_through_the_same_maximum(world: World) -> None:
+    cells = Cells(world)
+    _, best = cells.guesses(3)
+    draws = [cells.reference("other-person", draw)[1] for draw in range(3)]
+    single = [values["sface/similarity"] for values in draws]
+    assert not np.array_equal(single[0], single[1])
+    # Attacks that know nothing, each at the floor: their best of three is far above it.
+    naive = worst_case(draws)["sface/similarity"]
+    assert naive.mean() > max(values.mean() for values in single)
+    assert (best["sface/similarity"] >= naive).all()
+    mean_face = cells.reference("mean-face")[1]["ssim"]
+    assert np.array_equal(best["ssim"], np.maximum(mean_face, worst_case(draws)["ssim"]))
 
 
 # --- utility ------------------------------------------------------------------------------------

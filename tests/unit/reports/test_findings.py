@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 from run_folder import Row, build
 
+from bench import results
 from bench.leaks import Leak
 from bench.threats import Threat
 from reports.findings import Verdict, findings, scale, summary, untested, verdict
-from reports.run import Run, read_run
+from reports.run import Run, group_lines, read_run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,6 +117,28 @@ def test_an_attack_that_still_learned_is_no_last_word(run: Run, tmp_path: Path) 
         return row.model_copy(update={"flags": "more-budget-helps"}) if helped else row
 
     assert told in advface(read_run(build(tmp_path, change=change)))
+
+
+def test_the_best_of_attacks_is_compared_with_the_best_of_as_many_guesses(tmp_path: Path) -> None:
+    # Linear and unet under two threats: four chances to find the person by luck.
+    half = {"value": 0.5, "ci_low": 0.4, "ci_high": 0.6}
+    run = changed(tmp_path, "adaptive", **half)
+    assert verdict(run, run.protections[1]) is Verdict.REDUCED
+
+    def guessed(count: int) -> Run:
+        rows = results.read(tmp_path)
+        lucky = [
+            row.model_copy(
+                update=half
+                | {"attack": "best-of-guesses", "attack_params": f'{{"guesses": {count}}}'}
+            )
+            for row in rows
+            if row.attack == "other-person" and row.metric == "rank-1"
+        ]
+        return dataclasses.replace(run, lines=tuple(group_lines([*rows, *lucky])))
+
+    assert verdict(guessed(4), run.protections[1]) is Verdict.FLOOR
+    assert verdict(guessed(3), run.protections[1]) is Verdict.REDUCED
 
 
 def test_attacks_that_fail_without_a_defense_judge_nothing(tmp_path: Path) -> None:
