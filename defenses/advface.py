@@ -112,10 +112,12 @@ class AdvFace(AdversarialNoise):
         return self._noise(x, self.settled, generator)
 
     def _noise(self, x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+        # The layout of gradients: sums of tensors of two layouts take several times as long.
+        x = x.contiguous(memory_format=torch.channels_last)
         unit = self.deviation.reshape(-1, 1, 1)
         noise = torch.zeros_like(x)
         if self.random_start:
-            noise = 0.1 * eps * unit * (2 * draw_like(x, generator, "uniform") - 1)
+            noise += draw_like(x, generator, "uniform").mul_(2).sub_(1) * (0.1 * eps * unit)
         objectives = [self._objective(x, shadow) for shadow in self.shadows]
         for _ in range(self.steps):
             noise = noise.detach().requires_grad_()
@@ -130,14 +132,15 @@ class AdvFace(AdversarialNoise):
         return noise
 
     def _step(self, noise: Tensor, gradient: Tensor, eps: float, unit: Tensor) -> Tensor:
-        """Go one step along the gradient and back into the ball."""
+        """Go one step along the gradient and back into the ball; both are used up."""
         size = 2.5 * eps / self.steps
         if self.norm == "linf":
-            return (noise + size * unit * gradient.sign()).clamp(-eps * unit, eps * unit)
+            return noise.addcmul_(gradient.sign_(), size * unit).clamp_(-eps * unit, eps * unit)
         # In deviations of their channels all numbers are alike, and the ball is round.
-        scaled = noise / unit.clamp_min(1e-12) + size * _unit_rms(gradient * unit)
-        inside = (eps / _rms(scaled).clamp_min(1e-12)).clamp(max=1)
-        return scaled * inside * unit
+        length = size / _rms(gradient, unit).clamp_min(1e-30)
+        noise.addcmul_(gradient, length * unit.square())
+        reached = _rms(noise, 1 / unit.clamp_min(1e-12)).clamp_min(1e-12)
+        return noise.mul_((eps / reached).clamp(max=1))
 
     def _objective(self, z: Tensor, shadow: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor]:
         """Return a shadow's image as a function of the noise, and the image to depart from."""
@@ -185,9 +188,7 @@ class AdvFace(AdversarialNoise):
         return float(verification_accuracy(scores, same, folds).mean)
 
 
-def _rms(noise: Tensor) -> Tensor:
-    return noise.flatten(1).square().mean(1).sqrt().reshape(-1, 1, 1, 1)
-
-
-def _unit_rms(noise: Tensor) -> Tensor:
-    return noise / _rms(noise).clamp_min(1e-30)
+def _rms(maps: Tensor, weight: Tensor) -> Tensor:
+    """Return the root mean square (N, 1, 1, 1) of maps times the weights (C, 1, 1) of channels."""
+    rows = (maps * weight).permute(0, 2, 3, 1).flatten(1)  # a view: channels come last in memory
+    return (torch.linalg.vector_norm(rows, dim=1) / rows.shape[1] ** 0.5).reshape(-1, 1, 1, 1)

@@ -46,13 +46,13 @@ class BioHash(Keyed):
 
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, bits) of 0 and 1."""
-        return self.contest(x, key).argmax(2).float()
+        projected = x @ key[0]
+        return (projected > self._cut(projected)).float()
 
     def contest(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, bits, 2): the cut and the projection."""
         projected = x @ key[0]
-        cut = projected.mean(1, keepdim=True) if self.variant == "uniform" else torch.zeros(())
-        return torch.stack([cut.to(projected).expand_as(projected), projected], 2)
+        return torch.stack([self._cut(projected).expand_as(projected), projected], 2)
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal bits in [0, 1]."""
@@ -65,3 +65,7 @@ class BioHash(Keyed):
     def code_bytes(self, size: int) -> float:
         """Return the bytes of a packed code."""
         return size / 8
+
+    def _cut(self, projected: Tensor) -> Tensor:
+        mean = self.variant == "uniform"
+        return projected.mean(1, keepdim=True) if mean else projected.new_zeros(())

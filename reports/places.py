@@ -27,7 +27,7 @@ class Place(BaseModel):
 
     Attributes:
         defense: Name of the defense.
-        defense_parameters: Those that tell it from others of that name.
+        defense_parameters: Those that tell it from others of that name; false for one not set.
         leak: The leaked object.
         attack: Name of an attack or reference, or "worst" for the best attack per probe; unused for
             utility. References, such as "mean-face", are the same for every defense.
@@ -138,4 +138,7 @@ def _with(name: str, parameters: dict[str, Any]) -> str:
 def _has(text: str, wanted: dict[str, Any]) -> bool:
     """Say whether parameters, as rows carry them, have these values."""
     parameters = json.loads(text)
-    return all(parameters.get(name) == value for name, value in wanted.items())
+    return all(
+        parameters.get(name) in (None, False) if value is False else parameters.get(name) == value
+        for name, value in wanted.items()
+    )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from timing import ratio
+from torch import Tensor
 from torch.nn import functional
 
 from bench.leaks import Leak
@@ -15,6 +16,8 @@ from bench.world import BATCH, seeded
 from defenses.base import Defender
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from bench.world import World
 
 RECORDS = 1000
@@ -34,13 +37,22 @@ def generator() -> torch.Generator:
         ("imm", 300 * 16),
         ("random-projection", 128),
         ("polyprotect", 5 * 128),
+        ("mlp-hash", 1024 + (1024 * 1024 * 2 + 1024 * 512) // SIZE),
+        ("diom", 1024 + 1024 * 512 * 30 // SIZE),
     ],
 )
 def test_a_hash_costs_at_most_three_matrix_products(
-    name: str, columns: int, benchmark: Any
+    name: str, columns: int, world: World, benchmark: Any
 ) -> None:
-    """The product makes as many numbers as the scheme compares, or as it takes powers."""
-    defense = DEFENSES.get(name)()
+    """The product makes as many numbers as the scheme compares, or as it takes powers.
+
+    For networks it takes as many multiplications as all their layers.
+    """
+    defense = DEFENSES.get(name).create(name, {"steps": 0} if name == "diom" else {})
+    team = world.defender
+    scene = Defender(Leak.TEMPLATE, team.images, team.identities, world.recognizer, 1, "cpu")
+    with seeded(1):
+        defense.setup(scene)
     key = defense.draw_key(SIZE, generator())
     templates = functional.normalize(torch.randn(RECORDS, SIZE, generator=generator()), dim=1)
     matrix = torch.randn(SIZE, columns, generator=generator())
@@ -59,27 +71,61 @@ def test_a_hash_costs_at_most_three_matrix_products(
     assert found <= 3
 
 
-@pytest.mark.parametrize("reading", ["direct", "shadow-feature", "cyclic"])
+ADVFACE = {
+    **{reading: {"reading": reading} for reading in ("direct", "shadow-feature", "cyclic")},
+    "l2": {"norm": "l2"},
+    "residual": {"shadow": "residual"},
+    "both": {"shadow": "both"},
+}
+
+
+@pytest.mark.parametrize("variant", ADVFACE)
 def test_advface_costs_at_most_its_passes_and_a_seventh(
-    reading: str, world: World, benchmark: Any
+    variant: str, world: World, benchmark: Any
 ) -> None:
-    team = world.defender
-    scene = Defender(Leak.FEATURES, team.images, team.identities, world.recognizer, 1, "cpu")
-    steps = 4
-    defense: Any = DEFENSES.get("advface")(reading=reading, steps=steps, shadow_steps=2)
-    with seeded(1):
-        defense.setup(scene)
-    maps = world.recognizer.leaking(Leak.FEATURES, team.images)
+    defense, maps = fitted("advface", {"shadow_steps": 2, **ADVFACE[variant]}, world)
 
     def bare() -> None:
         """Forward and backward passes, with nothing done about the gradient."""
-        spoiled, target = defense._objective(maps, defense.shadows[0])
+        objectives = [defense._objective(maps, shadow) for shadow in defense.shadows]
         noise = torch.full_like(maps, 1e-3)
-        for _ in range(steps):
+        for _ in range(defense.steps):
             noise.requires_grad_()
-            distance = functional.l1_loss(spoiled(noise), target, reduction="sum")
-            torch.autograd.grad(distance, noise)
+            for spoiled, target in objectives:
+                distance = functional.l1_loss(spoiled(noise), target, reduction="sum")
+                torch.autograd.grad(distance, noise)
 
+    compare(defense, maps, bare, benchmark)
+
+
+def test_crafter_costs_at_most_its_passes_and_a_seventh(world: World, benchmark: Any) -> None:
+    defense, maps = fitted("crafter", {}, world)
+    faces = defense.space.coordinates(world.defender.images[: len(maps)])
+
+    def bare() -> None:
+        """A forward and a backward pass from face to map, and two forward passes, a step."""
+        for _ in range(defense.steps):
+            at = faces.clone().requires_grad_()
+            made = world.recognizer.head(defense.space.faces(at))
+            torch.autograd.grad(made, at, maps)
+            with torch.no_grad():
+                for _ in range(2):
+                    world.recognizer.head(defense.space.faces(faces))
+
+    compare(defense, maps, bare, benchmark)
+
+
+def fitted(name: str, parameters: dict[str, Any], world: World) -> tuple[Any, Tensor]:
+    """Return a defense of maps, and a few of the defender's maps."""
+    team = world.defender
+    scene = Defender(Leak.FEATURES, team.images, team.identities, world.recognizer, 1, "cpu")
+    defense: Any = DEFENSES.get(name).create(name, parameters)
+    with seeded(1):
+        defense.setup(scene)
+    return defense, world.recognizer.leaking(Leak.FEATURES, team.images[:8])
+
+
+def compare(defense: Any, maps: Tensor, bare: Callable[[], None], benchmark: Any) -> None:
     found = ratio(lambda: defense.protect(maps, generator=generator()), bare)
     benchmark.extra_info["ratio"] = round(found, 3)
     benchmark.pedantic(bare, rounds=1)
