@@ -204,6 +204,9 @@ def _channels_at_56(shape: Sequence[int]) -> int:
 def _at_56(x: Tensor) -> Tensor:
     """Bring records (N, C, H, W) to 56x56; of 112x112, every channel becomes four."""
     if x.shape[-2:] == (112, 112):
+        if torch.is_autocast_enabled(x.device.type):
+            # As the convolution that follows would: a batch of frequency tensors is 300 MB.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         x = functional.pixel_unshuffle(x, 2)
     elif x.shape[-2:] != (56, 56):
         x = functional.interpolate(x, (56, 56), mode="bilinear")

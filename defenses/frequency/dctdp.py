@@ -79,8 +79,8 @@ class DCTDP(Adapted):
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return (N, 189, 112, 112) coefficients with noise, color by color."""
-        made = _transform(x)
-        return made + self.shift + self.scale * draw_like(made, generator, "laplace")
+        made = _transform(x).add_(self.shift)
+        return made.add_(draw_like(made, generator, "laplace").mul_(self.scale))
 
     def hypotheses(self) -> list[list[int]]:
         """Return the channels of a color that a record may hold, in order."""
