@@ -139,3 +139,31 @@ def test_peep_is_a_projection_on_eigenfaces_with_laplace_noise(world: World, fac
     sizes = added.sub(added.mean(0)).abs().mean(0) / noisy.deviation
     assert float(sizes.mean()) == pytest.approx(0.01, rel=0.1)
     assert noisy.bytes_per_record(torch.Size([3, 112, 112])) == 4 * 19
+
+
+# --- crafter --------------------------------------------------------------------------------------
+
+
+def test_crafter_moves_the_inversion_to_the_prior_for_the_least_change(bench: Bench) -> None:
+    """The smaller beta, the nearer the face is to the mean, and the further the map has moved."""
+    sizes, changes = [], []
+    for beta in (1e9, 1.0, 0.05):
+        defense, made = bench.records("crafter", beta=beta, steps=8)
+        face = torch.zeros(len(made), len(defense.space))
+        for _ in range(12):
+            face = face - 0.5 * defense._inversion(face, made) @ defense.inverse
+        sizes.append(float(face.square().mean()))
+        changes.append(float((defense.weight * (made - bench.maps).square()).sum((1, 2, 3)).mean()))
+    assert sizes[0] > 1.5 * sizes[1] > 2 * sizes[2]
+    assert changes[0] < 1e-6 < changes[1] < changes[2] < 0.5
+
+
+def test_crafters_change_is_where_its_two_gradients_cancel(bench: Bench) -> None:
+    """More steps hardly move it: it is a stationary point, not where the steps ran out."""
+    _, made = bench.records("crafter", beta=0.3, steps=8)
+    defense, more = bench.records("crafter", beta=0.3, steps=16)
+    size, left = (
+        float((defense.weight * noise.square()).sum((1, 2, 3)).mean().sqrt())
+        for noise in (more - bench.maps, more - made)
+    )
+    assert left < 0.5 * size
