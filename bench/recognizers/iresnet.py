@@ -11,7 +11,7 @@ import pickle
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import safetensors
 import safetensors.torch
@@ -81,6 +81,26 @@ class IResNet(ContractRecognizer):
         stages = len(_STEM) + cut
         self.front, self.back = layers[:stages], layers[stages:]
         self._settle()
+
+    @property
+    def first_convolution(self) -> nn.Conv2d:
+        """Three channels to 64, without a bias.
+
+        Raises:
+            UserError: The contract adds mirror images, of which there are two first maps.
+        """
+        if self.contract.flip:
+            raise UserError("An iresnet with flip cannot be adapted to another input: drop flip.")
+        return cast("nn.Conv2d", self.front.get_submodule("conv1"))
+
+    def first_input(self, images: Tensor) -> Tensor:
+        """Map images in [0, 1] to what the contract says."""
+        return self.contract.prepare(images)
+
+    def after_first(self, x: Tensor) -> Tensor:
+        """Map (N, 64, 112, 112), before the first batch norm, to embeddings of unit length."""
+        rest = list(self.front.children())[1:]
+        return self.tail(self._compute(nn.Sequential(*rest), x))
 
 
 def network(depth: int, channels: int = 3) -> nn.Sequential:

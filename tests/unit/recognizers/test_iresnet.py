@@ -98,6 +98,15 @@ def test_cut_moves_the_map_and_not_the_embedding(folder: Path) -> None:
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_what_follows_the_first_convolution_is_the_rest(folder: Path) -> None:
+    recognizer = IResNet(str(folder / "r18.safetensors"), offset=100.0)
+    first = recognizer.first_convolution(recognizer.first_input(images()))
+    torch.testing.assert_close(recognizer.after_first(first), recognizer.embed(images()))
+    with pytest.raises(UserError, match="with flip cannot be adapted"):
+        _ = IResNet(str(folder / "r18.safetensors"), flip=True).first_convolution
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_both_halves_are_differentiable_and_the_weights_are_frozen(folder: Path) -> None:
     recognizer = IResNet(str(folder / "r18.safetensors"))
     x = images().requires_grad_()
