@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.leaks import Leak
 from bench.registry import DEFENSES
+from bench.subspace import FaceSubspace
 from defenses.base import Defender, Defense, draw_like
 
 
@@ -46,24 +47,14 @@ class PEEP(Defense):
 
     def fit(self, world: Defender) -> None:
         """Find the eigenfaces; they are no secret."""
-        flat = world.images.flatten(1)
-        self.mean = flat.mean(0)
-        centered = flat - self.mean
-        count = min(self.components, len(flat) - 1)
-        # With fewer images than pixels the small Gram matrix has all there is to know.
-        values, vectors = torch.linalg.eigh((centered @ centered.T).double())
-        values, vectors = values[-count:].clamp_min(1e-12), vectors[:, -count:]
-        self.basis = ((vectors / values.sqrt()).T @ centered.double()).float()
-        self.deviation = (values / (len(flat) - 1)).sqrt().float()
+        self.space = FaceSubspace(world.images, self.components)
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return (N, 3, 112, 112) images of noisy coefficients, in [0, 1]."""
-        reach = self.clip * self.deviation
-        coefficients = (x.flatten(1) - self.mean) @ self.basis.T
-        clipped = coefficients.clamp(-reach, reach)
-        noisy = clipped + 2 * reach / self.budget * draw_like(clipped, generator, "laplace")
-        return (self.mean + noisy @ self.basis).clamp(0, 1).unflatten(1, x.shape[1:])
+        clipped = self.space.coordinates(x).clamp(-self.clip, self.clip)
+        noise = draw_like(clipped, generator, "laplace")
+        return self.space.faces(clipped + 2 * self.clip / self.budget * noise)
 
     def bytes_per_record(self, shape: torch.Size) -> float:
         """Return float32 of the coefficients."""
-        return 4.0 * len(self.basis)
+        return 4.0 * len(self.space)
