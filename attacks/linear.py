@@ -39,12 +39,17 @@ class Linear(Attack):
         images = torch.cat([pair.images for pair in pairs]).flatten(1).double()
         self.record_mean, self.image_mean = records.mean(0), images.mean(0)
         x, y = records - self.record_mean, images - self.image_mean
-        gram = x.T @ x
-        penalty = self.ridge * gram.diagonal().mean()
+        penalty = self.ridge * x.square().sum() / x.shape[1]
+        # Of two equal solutions the one with the smaller system; a ciphertext has 16,384 numbers.
+        wide = x.shape[1] > len(x)
+        gram, wanted = (x @ x.T, y) if wide else (x.T @ x, x.T @ y)
         identity = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-        self.weights = torch.linalg.solve(gram + penalty * identity, x.T @ y)
+        solved = torch.linalg.solve(gram + penalty * identity, wanted)
+        self.factors = (x.T, solved) if wide else (solved,)
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the predicted images, clamped to [0, 1]."""
-        made = (records.double() - self.record_mean) @ self.weights + self.image_mean
-        return made.clamp(0, 1).float().unflatten(1, (3, 112, 112))
+        made = records.double() - self.record_mean
+        for factor in self.factors:
+            made = made @ factor
+        return (made + self.image_mean).clamp(0, 1).float().unflatten(1, (3, 112, 112))

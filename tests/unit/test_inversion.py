@@ -52,13 +52,15 @@ def own(world: World) -> Tensor:
 # --- ridge regression ---------------------------------------------------------------------------
 
 
-def test_linear_is_ridge_regression(own: Tensor) -> None:
-    records = normal(len(own), 12)
+@pytest.mark.parametrize("size", [12, 50])
+def test_linear_is_ridge_regression(size: int, own: Tensor) -> None:
+    """Records of fewer and of more numbers than there are images."""
+    records = normal(len(own), size)
     attack = fitted("linear", queried(own, records), ridge=0.4)
     centered = (records - records.mean(0)).double()
     penalty = 0.4 * float(centered.square().sum(0).mean())
     reference = SklearnRidge(alpha=penalty).fit(records.double(), own.flatten(1).double())
-    probes = normal(3, 12, seed=1)
+    probes = normal(3, size, seed=1)
     wanted = torch.from_numpy(reference.predict(probes.double())).clamp(0, 1).float()
     torch.testing.assert_close(attack.reconstruct(probes).flatten(1), wanted, rtol=0, atol=1e-5)
 
