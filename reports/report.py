@@ -214,6 +214,7 @@ _LATEX_SPECIAL = {
     ">": r"\textgreater{}",
     "∞": r"$\infty$",
     "·": r"$\cdot$",
+    "\N{EN DASH}": "--",
 }
 
 

@@ -49,3 +49,16 @@ SSIM = "ssim:wang11-valid-rgb"
 )
 def test_numbers_as_text(fields: tuple, text: str) -> None:
     assert str(show(row(*fields))) == text
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("null-mean=0.021 null-p95=0.029", "0.0700 chance 0.02\N{EN DASH}0.03"),
+        ("null-mean=0.021", "0.0700"),
+        ("null-mean=x null-p95=y", "0.0700"),
+    ],
+)
+def test_linkability_stands_beside_what_chance_gives(flags: str, text: str) -> None:
+    found = row(0.07, None, None, "d-sys").model_copy(update={"flags": flags})
+    assert str(show(found)) == text

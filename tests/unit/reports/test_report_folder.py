@@ -141,9 +141,9 @@ def test_latex_prints_names_verbatim(run: Path) -> None:
     [
         (
             latex,
-            "50% & a_b\\{$x^2$}\n~ ∞ é 你",
+            "50% & a_b\\{$x^2$}\n~ ∞ é 你 1\N{EN DASH}2",
             r"50\% \& a\_b\textbackslash{}\{\$x\textasciicircum{}2\$\} "
-            r"\textasciitilde{} $\infty$ e ?",
+            r"\textasciitilde{} $\infty$ e ? 1--2",
         ),
         (markdown, "a|b<i>*_`[x](y)\nz", r"a\|b\<i\>\*\_\`\[x\](y) z"),
         (plain, "$x$\N{RIGHT-TO-LEFT MARK}" + "y" * 60, r"\$x\$" + "y" * 36 + "…"),

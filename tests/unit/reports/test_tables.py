@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
@@ -137,3 +138,15 @@ def test_csv_has_the_raw_numbers_and_names(tmp_path: Path, privacy: Table) -> No
     assert float(worst["ssim.low"]) == pytest.approx(0.9)
     assert lines[-1]["defense"] == HOSTILE
     assert lines[-1]["failure"]
+
+
+def test_there_is_a_mark_for_every_flag(tmp_path: Path) -> None:
+    numbers = itertools.count()
+
+    def change(row: Row) -> Row:
+        return row.model_copy(update={"flags": f"flag={next(numbers)}"}) if row.attack else row
+
+    table = privacy_table(read_run(build(tmp_path, change=change)))
+    marks = [mark for mark, text in table.notes if text.startswith("flag=")]
+    assert len(marks) == len(set(marks)) > 27
+    assert marks[25:28] == ["z", "aa", "ab"]
