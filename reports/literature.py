@@ -42,6 +42,7 @@ class Answer(StrEnum):
     UNDECIDED = "undecided"
     BESIDE = "figure only"
     UNTESTED = "cannot be tested"
+    ABSENT = "not in this run"
 
 
 class Claim(BaseModel):
@@ -159,7 +160,7 @@ def answers(claim: Claim, sources: Sequence[Source]) -> list[Finding]:
             found.append(_answer(claim, source))
         except (UntestedError, MetricError) as error:
             reasons.append(str(error))
-    return found or [Finding(claim, "", Answer.UNTESTED, reasons[0])]
+    return found or [Finding(claim, "", Answer.ABSENT, reasons[0])]
 
 
 def _answer(claim: Claim, source: Source) -> Finding:

@@ -305,9 +305,7 @@ def _change(source: Source, group: _Group, bare: _Group | None, metric: str) -> 
 def _shown(row: Row | None) -> str:
     if row is None:
         return "–"
-    null = [flag.partition("=")[2] for flag in row.flags.split() if flag.startswith("null-p95=")]
-    chance = f" (chance {null[0]})" if null else ""
-    return f"{show(row)}{chance}, n {row.n}"
+    return f"{show(row)}, n {row.n}"
 
 
 def _plain(metric: str) -> str:

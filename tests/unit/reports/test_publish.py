@@ -77,8 +77,8 @@ def answer(run: Path, **table: Any) -> tuple[Answer, str]:
             Answer.UNDECIDED,
         ),
         ({"of": OF}, Answer.BESIDE),
-        ({"of": {**OF, "defense": "crafter"}}, Answer.UNTESTED),
-        ({"of": {**OF, "defense_parameters": {"eps": 0.3}}}, Answer.UNTESTED),
+        ({"of": {**OF, "defense": "crafter"}}, Answer.ABSENT),
+        ({"of": {**OF, "defense_parameters": {"eps": 0.3}}}, Answer.ABSENT),
         ({"untestable": "Its data are not to be had."}, Answer.UNTESTED),
     ],
 )
