@@ -8,6 +8,7 @@ that it names, *refuted* where it lies on the other, and *undecided* otherwise.
 
 from __future__ import annotations
 
+import json
 import tomllib
 from dataclasses import dataclass, replace
 from enum import StrEnum
@@ -19,6 +20,7 @@ from bench.errors import MetricError, UserError
 from bench.metrics.definitions import definition
 from reports.numbers import Shown, interval, show
 from reports.places import Place, UntestedError, rows_of
+from reports.run import parameters_phrase
 from reports.samples import difference, estimate, sample
 
 if TYPE_CHECKING:
@@ -101,10 +103,24 @@ class Claim(BaseModel):
         """What is measured and what it is compared with, in words; empty if nothing is."""
         if self.of is None:
             return ""
+        if self.direction is None:
+            return self.of.phrase
         limit = "" if self.limit is None else f"{self.limit:g}"
-        if self.other is not None:
-            limit = f"{self.other.phrase}{' by ' if limit else ''}{limit}"
-        return f"{self.of.phrase}, {self.direction} {limit}" if self.direction else self.of.phrase
+        if self.than:
+            limit = f"the same with {self._changes}{' by ' if limit else ''}{limit}"
+        return f"{self.of.phrase}, {self.direction} {limit}"
+
+    @property
+    def _changes(self) -> str:
+        """What tells the other number from the first, in words: "defense none, eps 0.3"."""
+        first = {} if self.of is None else self.of.defense_parameters
+        names = {name: value for name, value in self.than.items() if isinstance(value, str)}
+        parameters = {
+            name: value
+            for name, value in self.than.get("defense_parameters", {}).items()
+            if "defense" in self.than or first.get(name) != value
+        }
+        return parameters_phrase(json.dumps(names | parameters))
 
 
 class Claims(BaseModel):

@@ -132,7 +132,8 @@ def _what_there_is(place: Place, run: ResultFile) -> str:
 
 
 def _with(name: str, parameters: dict[str, Any]) -> str:
-    return f"{name} ({parameters_phrase(json.dumps(parameters))})" if parameters else name
+    given = {key: value for key, value in parameters.items() if value is not False}
+    return f"{name} ({parameters_phrase(json.dumps(given))})" if given else name
 
 
 def _has(text: str, wanted: dict[str, Any]) -> bool:

@@ -163,3 +163,12 @@ def test_a_run_that_is_not_sound_is_not_published(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="has no row of mean-face"):
         publish([written(maker, tmp_path / "run.json")], tmp_path / "out", [])
     assert not (tmp_path / "out").exists()
+
+
+def test_a_claim_says_what_it_compares(run: Path) -> None:
+    table = {"of": OF, "direction": "below", "than": {"defense": "none"}, "limit": 0.1}
+    (claim,) = load_claims(claims(run.parent, table))
+    assert claim.test == (
+        "features / advface / worst-case / adaptive / rank-1 by dlib, "
+        "below the same with defense none by 0.1"
+    )
