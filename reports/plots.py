@@ -21,7 +21,7 @@ from bench.metrics.definitions import definition
 from bench.metrics.verification import Roc
 from reports.figures import COLOURS, plain
 from reports.numbers import interval, null, number
-from reports.run import parameters_phrase, read_column, read_curves
+from reports.run import parameters_phrase, read_column, read_curves, varying
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -371,8 +371,9 @@ _Settings = dict[tuple[str, str], _Curves]
 def _defense_settings(run: Run) -> _Settings:
     """Return worst cases by (defense, parameter), curve and value of the parameter."""
     found: _Settings = defaultdict(lambda: defaultdict(dict))
+    shown = varying((item.defense, item.parameters) for item in run.protections)
     for item in run.protections:
-        for name, value, rest in _varied(item.parameters):
+        for name, value, rest in _varied(item.parameters, shown[item.defense]):
             for threat in run.threats(item):
                 worst = run.worst(item, threat)
                 if worst is not None:
@@ -384,21 +385,22 @@ def _defense_settings(run: Run) -> _Settings:
 def _attack_settings(run: Run) -> _Settings:
     """Return attacks by (attack, parameter), curve and value of the parameter."""
     found: _Settings = defaultdict(lambda: defaultdict(dict))
-    for item in run.protections:
-        for line in run.attacks(item):
-            for name, value, rest in _varied(line.attack_parameters):
-                label = f"{run.title(item)}, {line.threat}{rest}"
-                found[line.attack or "", name][label][value] = line
+    lines = [(item, line) for item in run.protections for line in run.attacks(item)]
+    shown = varying((line.attack or "", line.attack_parameters) for _, line in lines)
+    for item, line in lines:
+        for name, value, rest in _varied(line.attack_parameters, shown[line.attack or ""]):
+            label = f"{run.title(item)}, {line.threat}{rest}"
+            found[line.attack or "", name][label][value] = line
     return found
 
 
-def _varied(text: str) -> Iterable[tuple[str, float, str]]:
-    """Return every numeric parameter with its value and the phrase of all others."""
+def _varied(text: str, shown: Sequence[str]) -> Iterable[tuple[str, float, str]]:
+    """Return every numeric parameter that varies, its value, and the phrase of the others."""
     parameters = json.loads(text)
-    for name, value in parameters.items():
+    for name in shown:
+        value = parameters.get(name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            others = {key: x for key, x in parameters.items() if key != name}
-            rest = parameters_phrase(json.dumps(others))
+            rest = parameters_phrase(text, [other for other in shown if other != name])
             yield name, float(value), f" ({rest})" if rest else ""
 
 

@@ -408,19 +408,25 @@ def distinct_names(plugins: Iterable[tuple[str, str]]) -> dict[tuple[str, str], 
     Args:
         plugins: Names and parameters as JSON; repetitions are fine.
     """
+    known = list(plugins)
+    shown = varying(known)
+    return {(name, text): _distinct_name(name, text, shown[name]) for name, text in known}
+
+
+def varying(plugins: Iterable[tuple[str, str]]) -> dict[str, list[str]]:
+    """Return by name the parameters that have more than one value, given (name, JSON) pairs."""
     variants: dict[str, dict[str, dict[str, Any]]] = defaultdict(dict)
     for name, text in plugins:
         variants[name][text] = json.loads(text)
-    return {
-        (name, text): _distinct_name(name, text, list(members.values()))
-        for name, members in variants.items()
-        for text in members
-    }
+    return {name: _differing(list(members.values())) for name, members in variants.items()}
 
 
-def _distinct_name(name: str, text: str, variants: Sequence[Mapping[str, Any]]) -> str:
+def _differing(variants: Sequence[Mapping[str, Any]]) -> list[str]:
     keys = dict.fromkeys(key for variant in variants for key in variant)
-    differing = [key for key in keys if len({_plain(variant.get(key)) for variant in variants}) > 1]
+    return [key for key in keys if len({_plain(variant.get(key)) for variant in variants}) > 1]
+
+
+def _distinct_name(name: str, text: str, differing: Sequence[str]) -> str:
     phrase = parameters_phrase(text, differing)
     return visible(f"{name} ({phrase})" if phrase else name)
 

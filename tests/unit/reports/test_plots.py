@@ -109,7 +109,7 @@ def test_a_parameter_that_varies_alone_gives_a_curve(tmp_path: Path) -> None:
 
     made = {x.name: x for x in plots(read_run(build(tmp_path, change=change)))}
     eps, steps = made["sweep-defense-advface-eps"], made["sweep-attack-unet-steps"]
-    assert "features, transfer (steps 10), seed 0, eps 0.1: Identified" in eps.description
+    assert "features, transfer, seed 0, eps 0.1: Identified" in eps.description
     assert "eps 0.6: SSIM 0.30" in eps.description
     assert "steps 5: SSIM 0.28" in steps.description
     assert HOSTILE not in "".join(made)
