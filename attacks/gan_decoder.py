@@ -22,8 +22,10 @@ class GanDecoder(Decoder):
     photo while the critic knows nothing yet.
 
     Args:
+        network: "convolutions" or "eigenfaces", as in `decoder`.
         losses: Weights of pixel, ssim, perceptual, identity and adversarial losses.
-        width: Channels at 28x28.
+        width: Channels of the convolutions at 28x28.
+        components: Principal components of the eigenfaces.
         steps: Training steps.
         batch: Images of a step, each of which passes through the recogniser.
         rate: Largest learning rate of the one-cycle schedule.

@@ -21,6 +21,7 @@ PLUGIN_CODE = (
     "attacks.",
     "defenses.",
     "bench.networks",
+    "bench.subspace",
     "bench.training",
     "bench.recognizers.",
     "bench.metrics.",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bench.networks import (
     MAP_NETWORKS,
+    EigenfaceDecoder,
     FullUNet,
     MapDecoder,
     Standardize,
@@ -15,7 +16,7 @@ from bench.networks import (
     channel_statistics,
     half_precision,
 )
-from bench.recognizers.base import best_cpu_precision
+from bench.recognizers.base import CROP, best_cpu_precision
 from bench.world import seeded
 
 
@@ -62,6 +63,28 @@ def test_the_full_network_has_the_weights_it_is_said_to_have() -> None:
     with torch.device("meta"):
         network = FullUNet((64, 56, 56), 64, torch.zeros(64), torch.ones(64))
     assert sum(weights.numel() for weights in network.parameters()) == pytest.approx(31e6, rel=0.02)
+
+
+def test_eigenfaces_start_as_a_regression_of_the_images_on_the_templates() -> None:
+    templates = numbers(40, 5) - 0.5
+    images = 0.5 + 0.1 * (templates @ numbers(5, 3 * 112 * 112, seed=1)).unflatten(1, CROP)
+    decoder = EigenfaceDecoder(templates, images, 5)
+    with torch.no_grad():
+        found = decoder(templates)
+    assert (found - images).abs().mean() < 0.4 * (images.mean(0) - images).abs().mean()
+    twice = EigenfaceDecoder(torch.stack([templates, templates]), images, 5)
+    torch.testing.assert_close(twice.weights, decoder.weights, rtol=0, atol=0.01)
+
+
+def test_eigenfaces_learn_their_mean_and_weights_and_keep_their_components() -> None:
+    decoder = EigenfaceDecoder(numbers(9, 4), numbers(9, *CROP), 3)
+    assert {name for name, _ in decoder.named_parameters()} == {"mean", "weights"}
+    assert decoder.basis.shape == (3, 3 * 112 * 112)
+    with torch.no_grad():
+        images = decoder(100 * numbers(2, 4))
+    assert images.shape == (2, *CROP)
+    assert images.min() >= 0
+    assert images.max() <= 1
 
 
 def test_a_decoder_standardises_its_records() -> None:
