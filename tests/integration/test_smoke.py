@@ -5,24 +5,22 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from command_line import veilbench
+from typer.testing import CliRunner
 
+from bench.cli import app
 from bench.plan import Suite, load_suite, narrowed
 from bench.result_file import pack
 from bench.results import Row, read
 from bench.run import run_suite
 from bench.store import Store
 
-
-def smoke(folder: Path, *more: str, store: Path = Path("store")) -> list[Row]:
-    fixed = ["run", "smoke", "--quiet", "--device", "cpu", "--out", "out", "--store", str(store)]
-    done = veilbench(*fixed, *more, folder=folder)
-    assert done.returncode == 0, done.stderr
-    return read(folder / "out")
+SMOKE = ["run", "smoke", "--quiet", "--device", "cpu", "--out", "out", "--store"]
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +30,9 @@ def first_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def first(first_folder: Path) -> list[Row]:
-    return smoke(first_folder)
+    done = veilbench(*SMOKE, "store", folder=first_folder)
+    assert done.returncode == 0, done.stderr
+    return read(first_folder / "out")
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +40,21 @@ def warm(first: list[Row], first_folder: Path) -> Path:
     """A store that holds what plug-ins have in common with the suite: they add only their own."""
     assert first
     return first_folder / "store"
+
+
+@pytest.fixture
+def command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, registries: None
+) -> Callable[..., str]:
+    """Return a function that runs a command in an empty folder of this process."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> str:
+        done = CliRunner().invoke(app, arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
 
 
 def timeless(rows: list[Row]) -> list[Row]:
@@ -88,14 +103,13 @@ def cell_of(row: Row) -> tuple[object, ...]:
 
 @pytest.mark.parametrize(("kind", "attack"), [("defense", "unet"), ("attack", "mine-too")])
 def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
-    kind: str, attack: str, warm: Path, tmp_path: Path
+    kind: str, attack: str, command: Callable[..., str], warm: Path, tmp_path: Path
 ) -> None:
-    written = veilbench("new", kind, "mine-too", folder=tmp_path)
-    assert written.returncode == 0, written.stderr
+    command("new", kind, "mine-too")
     path = tmp_path / "mine_too.py"
     assert len(path.read_text().splitlines()) <= 40
-    rows = smoke(tmp_path, "--plugin", str(path), f"--{kind}", "mine-too", store=warm)
-    mine = [row for row in rows if getattr(row, kind) == "mine-too"]
+    command(*SMOKE, str(warm), "--plugin", str(path), f"--{kind}", "mine-too")
+    mine = [row for row in read(tmp_path / "out") if getattr(row, kind) == "mine-too"]
     assert mine
     failed = {(row.defense, row.threat) for row in mine if row.status == "error"}
     assert failed <= {("pixelate", "transfer")}, "only records of another shape stay unread"
@@ -103,9 +117,11 @@ def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
     assert "mine-too" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_new_defense_keeps_its_contract(warm: Path, tmp_path: Path) -> None:
-    written = veilbench("new", "defense", "mine-too", folder=tmp_path)
-    assert written.stdout.splitlines()[-1] == "  pytest test_mine_too.py"
+def test_a_new_defense_keeps_its_contract(
+    command: Callable[..., str], warm: Path, tmp_path: Path
+) -> None:
+    written = command("new", "defense", "mine-too")
+    assert written.splitlines()[-1] == "  pytest test_mine_too.py"
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "veilbench").symlink_to(warm)
     done = subprocess.run(
@@ -119,8 +135,10 @@ def test_a_new_defense_keeps_its_contract(warm: Path, tmp_path: Path) -> None:
     assert "1 passed" in done.stdout, done.stdout
 
 
-def test_a_failing_plugin_is_a_row_and_the_others_finish(warm: Path, tmp_path: Path) -> None:
-    veilbench("new", "attack", "breaks", folder=tmp_path)
+def test_a_failing_plugin_is_a_row_and_the_others_finish(
+    command: Callable[..., str], warm: Path, tmp_path: Path
+) -> None:
+    command("new", "attack", "breaks")
     path = tmp_path / "breaks.py"
     path.write_text(
         path.read_text().replace(
@@ -128,7 +146,8 @@ def test_a_failing_plugin_is_a_row_and_the_others_finish(warm: Path, tmp_path: P
         )
     )
     chosen = ["--plugin", str(path), "--attack", "breaks", "--attack", "retrieval"]
-    rows = smoke(tmp_path, *chosen, store=warm)
+    command(*SMOKE, str(warm), *chosen)
+    rows = read(tmp_path / "out")
     broken = [row for row in rows if row.attack == "breaks"]
     assert broken
     assert {row.status for row in broken} == {"error"}
