@@ -86,7 +86,6 @@ class RunInfo(BaseModel):
     credits: list[str]
     started: str
     seconds: float
-    timings: dict[str, float] = {}
     thresholds: dict[str, ThresholdInfo] = {}
 
 

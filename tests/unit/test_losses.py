@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import torch
+from stand_ins import Means
 from torch import Tensor
 from torch.nn import functional
 
 from attacks.losses import Critic, mixture
 from bench.leaks import Leak
 from bench.metrics.image import ssim
-from bench.recognizers.base import Recognizer
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Meter, Threat, ThreatViolation
 from bench.world import seeded
@@ -23,16 +23,13 @@ if TYPE_CHECKING:
     from bench.world import World
 
 
-class Halves(Recognizer):
+class Halves(Means):
     """A recogniser of a face's coarse shades: its map are means of blocks, in two scales."""
 
-    name = "halves"
-    asset = "none"
-    feature_shape = (3, 14, 14)
     embedding_size = 48
 
     def head(self, images: Tensor) -> Tensor:
-        return functional.avg_pool2d(images, 8) * torch.tensor([1.0, 1.0, 5.0])[:, None, None]
+        return super().head(images) * torch.tensor([1.0, 1.0, 5.0])[:, None, None]
 
     def tail(self, features: Tensor) -> Tensor:
         coarse = functional.adaptive_avg_pool2d(features, 4).flatten(1)
