@@ -117,11 +117,9 @@ def test_a_plugin_of_one_file_runs_at_once_and_stands_in_the_report(
     assert "mine-too" in (tmp_path / "out" / "report" / "index.html").read_text(encoding="utf-8")
 
 
-def test_a_new_defense_keeps_its_contract(
-    command: Callable[..., str], warm: Path, tmp_path: Path
-) -> None:
-    written = command("new", "defense", "mine-too")
-    assert written.splitlines()[-1] == "  pytest test_mine_too.py"
+def test_a_new_defense_keeps_its_contract(warm: Path, tmp_path: Path) -> None:
+    written = veilbench("new", "defense", "mine-too", folder=tmp_path)
+    assert written.stdout.splitlines()[-1] == "  pytest test_mine_too.py"
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache" / "veilbench").symlink_to(warm)
     done = subprocess.run(
@@ -135,10 +133,8 @@ def test_a_new_defense_keeps_its_contract(
     assert "1 passed" in done.stdout, done.stdout
 
 
-def test_a_failing_plugin_is_a_row_and_the_others_finish(
-    command: Callable[..., str], warm: Path, tmp_path: Path
-) -> None:
-    command("new", "attack", "breaks")
+def test_a_failing_plugin_is_a_row_and_the_others_finish(warm: Path, tmp_path: Path) -> None:
+    veilbench("new", "attack", "breaks", folder=tmp_path)
     path = tmp_path / "breaks.py"
     path.write_text(
         path.read_text().replace(
@@ -146,7 +142,8 @@ def test_a_failing_plugin_is_a_row_and_the_others_finish(
         )
     )
     chosen = ["--plugin", str(path), "--attack", "breaks", "--attack", "retrieval"]
-    command(*SMOKE, str(warm), *chosen)
+    done = veilbench(*SMOKE, str(warm), *chosen, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
     rows = read(tmp_path / "out")
     broken = [row for row in rows if row.attack == "breaks"]
     assert broken
