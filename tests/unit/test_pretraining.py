@@ -11,8 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
+from typer.testing import CliRunner
 
 from bench import pretraining, training
+from bench.cli import app
 from bench.datasets.recordio import Record, pack, writing_records
 from bench.errors import DataError, UserError
 from bench.leaks import Leak
@@ -74,7 +76,15 @@ def run(records: Path, out: Path, preset: str = "clean", epochs: int = 2) -> dic
 
 @pytest.mark.usefixtures("small")
 def test_a_recogniser_is_trained_that_the_loader_reads(records: Path, tmp_path: Path) -> None:
-    state = run(records, tmp_path / "made.safetensors")
+    out = tmp_path / "made.safetensors"
+    arguments = ["train", str(records), "--out", str(out), "--epochs", "2", "--device", "cpu"]
+    done = CliRunner().invoke(app, arguments)
+    assert (done.exit_code, done.stdout) == (0, f"Weights: {out}\n")
+    assert done.stderr.splitlines() == [
+        "6 images of 3 people",
+        *[f"step {number} of 6" for number in range(1, 7)],
+    ]
+    state = load_file(out)
     torch.manual_seed(pretraining.SEED)
     fresh = iresnet.network(18).state_dict()
     assert not torch.equal(state["conv1.weight"], fresh["conv1.weight"])
