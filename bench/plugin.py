@@ -94,7 +94,9 @@ def _imported(module: types.ModuleType) -> set[str]:
     names = set()
     for value in vars(module).values():
         used = value.__name__ if inspect.ismodule(value) else getattr(value, "__module__", None)
-        names |= {used} if isinstance(used, str) else set()
+        # A package has whichever of its modules anybody has imported: it need not use them.
+        if isinstance(used, str) and not used.startswith(f"{module.__name__}."):
+            names.add(used)
     # A number that is imported does not say where it comes from; the import does.
     for node in _import_statements(Path(inspect.getfile(module)).read_bytes()):
         if isinstance(node, ast.Import):

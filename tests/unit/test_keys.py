@@ -16,7 +16,7 @@ from bench.cell import Cells
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.plan import Spec, cells
-from bench.plugin import source_fingerprint
+from bench.plugin import _source_files, source_fingerprint
 from bench.store import Store
 from bench.threats import Threat
 from bench.world import World
@@ -33,6 +33,14 @@ def test_a_changed_source_changes_the_key_and_not_the_seed() -> None:
     assert digest(one) != digest(two)
     assert derived_seed([one, "reconstruct"]) == derived_seed([two, "reconstruct"])
     assert derived_seed([one]) != derived_seed([{**one, "seed": 1}])
+
+
+def test_what_else_of_a_package_is_loaded_changes_no_fingerprint() -> None:
+    for name in ("dct_drop_dc", "minusface"):
+        importlib.import_module(f"defenses.frequency.{name}")
+    found = _source_files("defenses.frequency.dct_drop_dc", "defenses.frequency.dct_drop_dc", {})
+    assert {"defenses.frequency", "defenses.frequency.block_dct"} <= found.keys()
+    assert "defenses.frequency.minusface" not in found
 
 
 def test_what_is_no_number_has_no_key() -> None:
