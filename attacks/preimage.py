@@ -92,6 +92,9 @@ class Preimage(Gradient):
                 loss.sum().backward()
             optimizer.step()
         found = functional.normalize(z.detach(), dim=1).unflatten(0, best.shape)
+        if torch.equal(scheme.encode(-self.own, key), scheme.encode(self.own, key)):
+            # Products of an even number of entries lose the sign; templates lie on one side.
+            found = torch.where(found @ self.mean[:, None] < 0, -found, found)
         losses = loss.detach().unflatten(0, best.shape)
         good = losses <= 1.05 * losses.amin(1, keepdim=True)
         return (found * good[..., None]).sum(1)

@@ -11,6 +11,7 @@ from scipy import fft
 from torch import Tensor
 from torch.nn import functional
 
+from bench.metrics import ssim
 from bench.registry import ATTACKS
 from bench.threats import Attacker, Held, Threat
 from defenses.frequency import block_dct, duetface, partialface
@@ -18,6 +19,8 @@ from defenses.frequency.dct_drop_dc import DCTDropDC
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from bench.world import World
 
 
 def noise(count: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:
@@ -181,3 +184,31 @@ def test_the_attack_recovers_faces_but_for_brightness(faces: Tensor) -> None:
     found = attack.reconstruct(without_dc(victims))
     assert (less_mean(found) - less_mean(victims)).abs().mean() <= 0.01
     assert (found - victims).abs().mean() <= 0.15
+
+
+@pytest.mark.parametrize(("deviation", "least"), [(0.0, 0.99), (0.5, 0.9)])
+def test_a_secret_order_of_the_channels_is_read_off_their_energies(
+    deviation: float, least: float, world: World
+) -> None:
+    own, victims = world.attacker.images, world.images(world.split.probes)
+    attacker = Attacker(
+        Threat.ADAPTIVE,
+        "image",
+        own,
+        world.attacker.identities,
+        seed=0,
+        device="cpu",
+        recognizer=object(),
+        fresh=[Held(DCTDropDC(), lambda: torch.empty(0))],
+    )
+    attack = ATTACKS.get("dct-inverse")()
+    attack.fit(attacker)
+    draw = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(block_dct.WITHOUT_DC), generator=draw)
+    records = without_dc(victims).unflatten(1, (3, -1))[:, :, order].flatten(1, 2)
+    records = records + deviation * torch.randn(records.shape, generator=draw)
+    known = attack._inverse(records, list(block_dct.WITHOUT_DC), 1)
+    found = attack.reconstruct(records)
+    wanted, got, misread = ((less_mean(x) + 0.5).clamp(0, 1) for x in (victims, found, known))
+    assert ssim(got, wanted, data_range=1.0).mean() >= least
+    assert ssim(misread, wanted, data_range=1.0).mean() < 0.5

@@ -262,6 +262,34 @@ def test_a_code_names_the_winners_of_its_contest(name: str, world: World) -> Non
     assert leaf.grad.abs().sum() > 0
 
 
+def test_a_hash_that_loses_the_sign_of_a_template_does_not_hide_it(
+    world: World, own: Tensor, faces: Tensor
+) -> None:
+    deployed = scheme("iom-urp", world)
+    templates = world.recognizer.leaking(Leak.TEMPLATE, faces)
+    codes = deployed.protect(templates, generator=torch.Generator())
+    assert torch.equal(deployed.protect(-templates, generator=torch.Generator()), codes)
+    instance = Held(
+        deployed, lambda: deployed.protect(own.flatten(1)[:, :128], generator=torch.Generator())
+    )
+    attacker = Attacker(
+        Threat.INSIDER,
+        Leak.TEMPLATE,
+        own,
+        world.attacker.identities,
+        seed=0,
+        device="cpu",
+        recognizer=world.recognizer,
+        fresh=[],
+        deployed=instance,
+    )
+    attack: Any = fitted("preimage", attacker, steps=0, starts=1, usual=0.0)
+    # The search starts, and ends, on the wrong side.
+    attack.own = torch.nn.functional.normalize(0.02 * normal(*templates.shape) - templates, dim=1)
+    attack.mean = templates.mean(0)
+    assert torch.cosine_similarity(attack.target(codes), templates).min() > 0.8
+
+
 @pytest.mark.parametrize(("name", "least"), [("biohash", 0.75), ("iom-grp", 0.9)])
 def test_the_key_gives_the_template_back_and_another_key_does_not(
     name: str, least: float, world: World, own: Tensor
