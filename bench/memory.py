@@ -8,7 +8,12 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Parameters of `mallopt` (glibc, malloc.h)."""
 
-LARGEST = 2**31 - 1
+KEPT = 512 * 2**20
+"""Bytes of freed memory above which the top of the heap is given back."""
+
+LARGE = 128 * 2**20
+"""Bytes from which a block is mapped and given back for itself: it is no batch but a whole set, and
+would leave holes in the heap that nothing else fits."""
 
 
 def keep_freed_memory() -> None:
@@ -22,5 +27,5 @@ def keep_freed_memory() -> None:
         return
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(M_MMAP_THRESHOLD, 2**30)
-        mallopt(M_TRIM_THRESHOLD, LARGEST)
+        mallopt(M_MMAP_THRESHOLD, LARGE)
+        mallopt(M_TRIM_THRESHOLD, KEPT)

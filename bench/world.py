@@ -135,7 +135,9 @@ class World:
                 aligner = Aligner()
                 for place, row in enumerate(rows):
                     where = self.dataset.photos[self._used[row]].key
-                    crop = aligner.crop(decode(self._read(row), where=where), where)
+                    with profile.span("read and decode photos"):
+                        photo = decode(self._read(row), where=where)
+                    crop = aligner.crop(photo, where)
                     crops[place] = torch.from_numpy(crop).permute(2, 0, 1)
             return crops
 
@@ -520,7 +522,8 @@ def check_records(defense: Defense, records: Tensor, count: int) -> None:
     if not isinstance(records, Tensor) or records.ndim < 2 or len(records) != count:
         shape = list(getattr(records, "shape", []))
         raise ValueError(f"{name}.protect returned shape {shape} for {count} inputs")
-    if not torch.isfinite(records).all():
+    # A sum takes a thirtieth of the time, and can be finite only where all numbers are.
+    if not torch.isfinite(records.sum()) and not torch.isfinite(records).all():
         raise ValueError(f"{name}.protect returned values that are not finite")
 
 

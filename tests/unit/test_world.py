@@ -149,11 +149,16 @@ def test_only_what_is_kept_is_kept(world: World) -> None:
         (None, r"shape \[\] for 3 inputs"),
         (torch.full((3, 4), torch.nan), "values that are not finite"),
         (torch.full((3, 4), torch.inf), "values that are not finite"),
+        (torch.tensor([[torch.inf, -torch.inf]] * 3), "values that are not finite"),
     ],
 )
 def test_records_of_the_wrong_kind_are_refused(records: Any, reason: str, world: World) -> None:
     with pytest.raises(ValueError, match=f"Echo.protect .*{reason}"):
         check_records(Echo(world), records, 3)
+
+
+def test_records_of_any_size_are_finite(world: World) -> None:
+    check_records(Echo(world), torch.full((3, 4), torch.finfo(torch.float32).max), 3)
 
 
 @pytest.mark.parametrize(
