@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from reports.run import CEILING, WORST_CASE, Line, Run, probes, read_column, unusable
+from reports.run import CEILING, GUESSES, WORST_CASE, Line, Run, probes, read_column, unusable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -87,7 +87,10 @@ def grids(run: Run) -> list[Grid]:
         return []
     album = _Album(run, seed)
     chosen = album.choose(attacks)
-    references = [x for x in run.references if x in lines and x.attack != CEILING]
+    # The best of guesses is several images of a probe, the ceiling the original.
+    references = [
+        line for line in run.references if line in lines and line.attack not in {CEILING, GUESSES}
+    ]
     found = [album.grid("References", "", references, chosen)]
     for protection in run.protections:
         for threat in run.threats(protection):
