@@ -99,8 +99,10 @@ def _hypotheses(defense: object) -> list[list[int]]:
     """Return the selections of channels that a defense may make of an image.
 
     Raises:
-        TypeError: Its records are no selection of block-DCT channels.
+        ValueError: Its records are no selection of block-DCT channels.
     """
     if not isinstance(defense, block_dct.ChannelSelection):
-        raise TypeError(f"records of {type(defense).__name__} are no selection of DCT channels")
+        name = type(defense).__name__
+        # Attacks refuse defenses that they cannot read as they refuse other values.
+        raise ValueError(f"records of {name} are no selection of DCT channels")  # noqa: TRY004
     return defense.hypotheses()

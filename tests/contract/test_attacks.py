@@ -92,7 +92,7 @@ class Arena:
         for defense in sorted(defenses, key=lambda other: other != "none"):
             try:
                 return self.run(self.cell(defense, name, leak, threat))
-            except (RuntimeError, TypeError, ValueError) as error:
+            except (RuntimeError, ValueError) as error:
                 failures.append(f"{defense}: {error}")
         raise AssertionError(f"{name} reads the records of no defense: {failures}")
 

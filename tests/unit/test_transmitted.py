@@ -161,7 +161,7 @@ def test_the_residual_tells_which_subset_and_order_partialface_drew(
 
 
 def test_records_that_are_no_selection_are_refused(scene: Defender, world: World) -> None:
-    with pytest.raises(TypeError, match="records of PPFRFD are no selection of DCT channels"):
+    with pytest.raises(ValueError, match="records of PPFRFD are no selection of DCT channels"):
         DCTInverse().fit(insider(PPFRFD().setup(scene), scene.images, world))
 
 
