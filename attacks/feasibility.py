@@ -24,6 +24,9 @@ SIDES = (7, 14, 28, 56, 112)
 INSIDE = 0.99
 """Share of the numbers of own records in the ball: a few that are clipped must not widen it."""
 
+MEASURED = 256
+"""Own records of each instance that show the size of the noise: each has thousands of numbers."""
+
 
 @ATTACKS.register("feasibility")
 @dataclass
@@ -56,13 +59,14 @@ class Feasibility(Attack):
     def fit(self, attacker: Attacker) -> None:
         """Learn the mean face, how maps vary, and how far records lie from them."""
         self.recognizer = attacker.recognizer
-        clean = attacker.clean_pairs().records
+        clean = attacker.clean(attacker.images[:MEASURED])
         self.start = attacker.images.mean(0)
         self.deviation = channel_statistics(clean)[1].clamp_min(1e-6).reshape(-1, 1, 1)
         self.radius = torch.zeros_like(self.deviation)
         if attacker.threat is not Threat.TRANSFER:
-            noise = torch.cat([pair.records.to(clean) - clean for pair in attacker.pairs()])
-            self.radius = ball(noise / self.deviation).reshape(-1, 1, 1)
+            own = [pair.records[:MEASURED].to(clean) for pair in attacker.pairs()]
+            noise = torch.cat([(records - clean) / self.deviation for records in own])
+            self.radius = ball(noise).reshape(-1, 1, 1)
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the images found."""
