@@ -18,9 +18,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from torch.nn import functional
 from torch.optim.lr_scheduler import LRScheduler, MultiStepLR
 
+from bench.arcface import ArcFace
 from bench.datasets.recordio import IndexedRecords
 from bench.errors import DataError, UserError
 from bench.leaks import Leak
@@ -80,30 +80,6 @@ PRESETS = {
     "minusface": Preset(rate=0.01, copies=3),
 }
 """By defense. PartialFace's paper makes 18 records of an image, its released code 3."""
-
-
-class ArcFace(nn.Module):
-    """ArcFace (Deng et al., CVPR 2019): softmax over classes, a margin added to the right angle.
-
-    Args:
-        classes: Number of identities.
-        size: Length of an embedding.
-        scale: Factor of the cosines.
-        margin: Added to the angle between an embedding and its identity, in radians.
-    """
-
-    def __init__(self, classes: int, size: int, scale: float, margin: float) -> None:
-        super().__init__()
-        self.centers = nn.Parameter(torch.randn(classes, size) * 0.01)
-        self.scale, self.margin = scale, margin
-
-    def forward(self, embeddings: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean loss of embeddings (N, D) of any length and labels (N,)."""
-        cosines = functional.normalize(embeddings, dim=1) @ functional.normalize(self.centers).T
-        right = cosines.gather(1, labels[:, None]).clamp(-1 + 1e-6, 1 - 1e-6)
-        with_margin = torch.cos(right.acos() + self.margin)
-        logits = cosines.scatter(1, labels[:, None], with_margin)
-        return functional.cross_entropy(self.scale * logits, labels)
 
 
 class Pupil(nn.Module):

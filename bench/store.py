@@ -133,14 +133,31 @@ class Store:
             StoreError: The store cannot be written. From then on it computes nothing: it gives out
                 what is there, and raises the same for the rest.
         """
-        full = {"schema": SCHEMA, "stage": stage, **fields}
+        full = _full(stage, fields)
         key = digest(full)
-        data = self.root / stage / key[:2] / f"{key}.safetensors"
+        data = self._data(stage, key)
         while (note := self._note(data)) is None:
             with self._claimed(key, lambda: self._note(data) is not None) as mine:
                 if mine:
                     self._make(data, full, make)
         return self._load(data, note)
+
+    def unfinished(self, stage: str, fields: dict[str, Any]) -> Path:
+        """Return the file on this machine for what is known so far of an artifact in the making.
+
+        Whoever makes the artifact deletes the file; what is left behind goes with `collect`.
+
+        Args:
+            stage: As in `artifact`.
+            fields: As in `artifact`.
+
+        Raises:
+            StoreError: The store cannot be written.
+        """
+        data = self._data(stage, digest(_full(stage, fields)))
+        with self._refusing():
+            data.parent.mkdir(parents=True, exist_ok=True)
+        return data.with_suffix(".unfinished.part")
 
     def close(self, refusal: StoreError | None = None) -> None:
         """Compute nothing any more: from now on, what is not there raises.
@@ -212,6 +229,10 @@ class Store:
     def _family(self, family: str) -> Iterable[Path]:
         """Return the tensors of every part of a family of rows, whole or not."""
         return (self.root / family).glob("*/*.safetensors")
+
+    def _data(self, stage: str, key: str) -> Path:
+        """Return the file of an artifact's tensors."""
+        return self.root / stage / key[:2] / f"{key}.safetensors"
 
     # --- one artifact ---------------------------------------------------------------------------
 
@@ -342,6 +363,11 @@ class Store:
 
     def _delete(self, name: str) -> None:
         (self.root / name).unlink(missing_ok=True)
+
+
+def _full(stage: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Return all that an artifact's key is made of."""
+    return {"schema": SCHEMA, "stage": stage, **fields}
 
 
 def _name(file: str) -> str:

@@ -38,7 +38,7 @@ from bench.profile import MODELS, profile
 from bench.recognizers.base import CROP, Recognizer
 from bench.registry import DATASETS, RECOGNIZERS
 from bench.store import Artifact, Store
-from defenses.base import Defender, Defense
+from defenses.base import Defender, Defense, Make
 
 BATCH = 32
 """Records are made this many at a time, always: a batch draws its randomness as a whole, so its
@@ -285,6 +285,7 @@ class World:
                 seed,
                 self.device,
                 keep=partial(_trained_part, self.store, fields),
+                progress=self.progress,
             )
             with seeded(seed), profile.span(f"fit {spec.name}", MODELS):
                 self._fitted[key] = blank.setup(world)
@@ -412,12 +413,11 @@ class World:
         return digest([self._photos_key, photos.tolist()])
 
 
-def _trained_part(
-    store: Store, fields: dict[str, Any], name: str, make: Callable[[], dict[str, Tensor]]
-) -> dict[str, Tensor]:
+def _trained_part(store: Store, fields: dict[str, Any], name: str, make: Make) -> dict[str, Tensor]:
     """Return the weights of a trained part of an instance, from the store or made now."""
     part = {"instance": fields, "part": name}
-    return store.artifact("parts", part, lambda: (make(), {})).tensors
+    made = store.artifact("parts", part, lambda: (make(store.unfinished("parts", part)), {}))
+    return made.tensors
 
 
 def make_recognizer(item: NamedRecognizer, device: str) -> Recognizer:

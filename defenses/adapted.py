@@ -2,7 +2,8 @@
 
 A transform near a linear one needs no training from scratch: the first convolution's output is
 regressed on the new channels in closed form, which takes seconds, and the whole network is then
-drawn towards its own clean embeddings. Per-image randomness is averaged over in both steps.
+drawn towards its own clean embeddings, and apart by ArcFace if that is wanted. Per-image randomness
+is averaged over in both steps.
 """
 
 from __future__ import annotations
@@ -11,15 +12,17 @@ import copy
 from abc import ABC
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from bench.arcface import ArcFace
 from bench.errors import UserError
 from bench.leaks import Leak
 from bench.networks import Standardize, channel_statistics, half_precision
@@ -36,6 +39,9 @@ STEM_IMAGES, STEM_POSITIONS = 60, 300
 """What the stem is regressed on: images, and positions of each."""
 
 BATCH = 32
+
+SCALE, MARGIN = 64.0, 0.5
+"""Of ArcFace, as in its paper."""
 
 Representation = Callable[[Tensor], Tensor]
 """Maps images (N, 3, 112, 112) in [0, 1] to what the server's stem takes, (N, C, 112, 112)."""
@@ -113,16 +119,15 @@ class TrainedServer(nn.Module):
 
 
 @torch.no_grad()
-def regress_stem(
-    server: Server, represent: Representation, images: Tensor, generator: torch.Generator
-) -> None:
+def regress_stem(server: Server, represent: Representation, images: Tensor) -> None:
     """Set a server's stem to the ridge regression of the clean stem's output on neighborhoods.
+
+    The positions are drawn from torch's global generator.
 
     Args:
         server: The server, on the device of the images.
         represent: The transform; its randomness, if any, is drawn anew for every batch.
         images: (N, 3, 112, 112) in [0, 1]; the first 60 are used.
-        generator: CPU generator of the positions.
     """
     inputs = server.stem.in_channels * KERNEL**2 + 1
     gram = torch.zeros(inputs, inputs, dtype=torch.float64, device=images.device)
@@ -130,7 +135,7 @@ def regress_stem(
     for batch in images[:STEM_IMAGES].split(4):
         clean = server.body.first_convolution(server.body.first_input(batch))
         x = functional.pad(server.prepare(represent(batch)), [KERNEL // 2] * 4)
-        places = torch.randint(112, (2, len(batch), STEM_POSITIONS), generator=generator)
+        places = torch.randint(112, (2, len(batch), STEM_POSITIONS))
         rows, columns = places.to(images.device)
         number = torch.arange(len(batch), device=images.device)[:, None]
         neighborhoods = torch.stack(
@@ -151,44 +156,82 @@ def regress_stem(
     server.stem.get_parameter("bias").copy_(solution[:, -1])
 
 
+class Course(nn.Module):
+    """A server, the people that teach it, and how far it is: all that a checkpoint needs.
+
+    Args:
+        server: What learns.
+        target: (N, D) clean embeddings of images.
+        people: (N,) number of the person that each shows, from 0.
+    """
+
+    def __init__(self, server: Server, target: Tensor, people: Tensor) -> None:
+        super().__init__()
+        self.server = server
+        self.head = ArcFace(int(people.max()) + 1, target.shape[1], SCALE, MARGIN).to(target.device)
+        # Everybody's place among the clean embeddings: random ones would first have to be learned.
+        with torch.no_grad():
+            self.head.centers.zero_().index_add_(0, people, target)
+        self.register_buffer("batches", torch.zeros((), dtype=torch.int64))
+
+
 def distill(
     server: Server,
     represent: Representation,
-    images: Tensor,
+    world: Defender,
     *,
     epochs: int,
     rate: float,
-    generator: torch.Generator,
+    arcface: float = 0.0,
+    checkpoint: Path | None = None,
 ) -> None:
     """Draw a server's embeddings of transformed images towards the clean embeddings of the same.
 
-    Loss 1 - cosine; AdamW with a one-cycle rate; half precision where the device has it.
+    Loss 1 - cosine, and ArcFace over the defender's people if it has a weight; AdamW with a
+    one-cycle rate; half precision where the device has it. All draws are of torch's global
+    generators.
 
     Args:
         server: The server, on the device of the images.
         represent: The transform, drawn anew in every epoch.
-        images: (N, 3, 112, 112) in [0, 1].
+        world: The defender, whose images and people it learns from.
         epochs: Passes over the images; with 0 nothing changes.
         rate: Largest learning rate.
-        generator: CPU generator of the order.
+        arcface: Weight of the ArcFace loss.
+        checkpoint: File to continue from, if it is there.
     """
-    orders = (torch.randperm(len(images), generator=generator) for _ in range(epochs))
+    images = world.images
+    orders = (torch.randperm(len(images)) for _ in range(epochs))
     batches = [rows for order in orders for rows in order.split(BATCH)]
     if not batches:
         return
     target = server.body.leaking(Leak.TEMPLATE, images)
-    following = iter(batches)
+    _, numbers = np.unique(world.identities, return_inverse=True)
+    people = torch.from_numpy(numbers).to(images.device)
+    course = Course(server, target, people).requires_grad_(False)
 
     def batch_loss() -> Tensor:
-        rows = next(following)
+        done = course.get_buffer("batches")
+        rows = batches[int(done)]
+        done += 1
         x = represent(images[rows])
         with half_precision(images.device.type):
-            found = server(x)
-        return 1 - functional.cosine_similarity(found.float(), target[rows]).mean()
+            found = server(x).float()
+        loss = 1 - functional.cosine_similarity(found, target[rows]).mean()
+        return loss + arcface * course.head(found, people[rows]) if arcface else loss
 
     server.requires_grad_(True)
+    course.head.requires_grad_(arcface > 0)
     with torch.enable_grad():
-        fit(server, batch_loss, steps=len(batches), rate=rate, optimizer=torch.optim.AdamW)
+        fit(
+            course,
+            batch_loss,
+            steps=len(batches),
+            rate=rate,
+            optimizer=torch.optim.AdamW,
+            checkpoint=checkpoint,
+            progress=world.progress,
+        )
     server.requires_grad_(False)
 
 
@@ -203,6 +246,8 @@ class Adapted(Defense, ABC):
     Args:
         epochs: Passes of the distillation over the defender's images; 0 leaves the ridge stem.
         rate: Largest learning rate of the distillation.
+        arcface: Weight, beside 1 - cosine, of an ArcFace loss (scale 64, margin 0.5) over the
+            defender's people.
         weights: File of `veilbench train` with the defense's preset: the server in place of an
             adapted one.
         weights_sha256: Hash of that file in hexadecimal, needed with it.
@@ -210,6 +255,7 @@ class Adapted(Defense, ABC):
 
     epochs: Annotated[int, Field(ge=0)] = 1
     rate: Annotated[float, Field(gt=0)] = 2e-4
+    arcface: Annotated[float, Field(ge=0)] = 0.0
     weights: str = ""
     weights_sha256: str = ""
 
@@ -249,20 +295,27 @@ class Adapted(Defense, ABC):
             trained = TrainedServer(self.weights, self.weights_sha256)
             return trained.to(self._world.device).requires_grad_(False).eval()
         world = self._world
-        generator = world.generator()
 
-        def represent(images: Tensor) -> Tensor:
+        def represent(images: Tensor, generator: torch.Generator) -> Tensor:
             with torch.no_grad():
                 return self.server_input(self.protect(images, generator=generator))
 
-        statistics = channel_statistics(represent(world.images[:STEM_IMAGES]))
-        server = self.new_server(*statistics).to(world.device).requires_grad_(False)
+        first = represent(world.images[:STEM_IMAGES], world.generator())
+        server = self.new_server(*channel_statistics(first)).to(world.device)
+        server.requires_grad_(False)
 
-        def make() -> dict[str, Tensor]:
-            regress_stem(server, represent, world.images, generator)
-            images, epochs, rate = world.images, self.epochs, self.rate
-            distill(server, represent, images, epochs=epochs, rate=rate, generator=generator)
-            return {name: tensor.contiguous() for name, tensor in server.state_dict().items()}
+        def lesson(checkpoint: Path | None) -> None:
+            made = partial(represent, generator=torch.default_generator)
+            regress_stem(server, made, world.images)
+            distill(
+                server,
+                made,
+                world,
+                epochs=self.epochs,
+                rate=self.rate,
+                arcface=self.arcface,
+                checkpoint=checkpoint,
+            )
 
-        server.load_state_dict(world.keep("server", make))
+        world.teach("server", server, lesson)
         return server.eval()

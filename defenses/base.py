@@ -6,10 +6,11 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self, final
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.leaks import Leak
@@ -23,11 +24,13 @@ if TYPE_CHECKING:
 
 
 Weights = dict[str, Tensor]
-Keep = Callable[[str, Callable[[], Weights]], Weights]
+Make = Callable[[Path | None], Weights]
+"""Makes weights, going on from a checkpoint at a path if there is one."""
+Keep = Callable[[str, Make], Weights]
 
 
-def _keep_nothing(_: str, make: Callable[[], Weights]) -> Weights:
-    return make()
+def _keep_nothing(_: str, make: Make) -> Weights:
+    return make(None)
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,7 @@ class Defender:
         seed: Seed of the secrets; another seed gives other secrets.
         device: Torch device to work on.
         keep: Return the tensors of a trained part by its name, from the store or made now.
+        progress: Told how far training is.
     """
 
     leak: Leak
@@ -51,10 +55,29 @@ class Defender:
     seed: int
     device: str
     keep: Keep = _keep_nothing
+    progress: Callable[[str], None] = lambda _: None
 
     def generator(self) -> torch.Generator:
         """Return a new CPU generator under the seed."""
         return torch.Generator().manual_seed(self.seed)
+
+    def teach(self, name: str, part: nn.Module, lesson: Callable[[Path | None], object]) -> None:
+        """Give a part the weights that a lesson leaves in it, from the store or learned now.
+
+        Args:
+            name: Tells the parts of one defense apart.
+            part: What learns.
+            lesson: Trains the part, and draws from torch's global generators, which are under the
+                seed. It gets the file in which `bench.training.fit` may leave checkpoints.
+        """
+
+        def make(checkpoint: Path | None) -> Weights:
+            with torch.random.fork_rng():
+                torch.manual_seed(self.seed)
+                lesson(checkpoint)
+            return {name: tensor.contiguous() for name, tensor in part.state_dict().items()}
+
+        part.load_state_dict(self.keep(name, make))
 
 
 @dataclass

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
@@ -63,7 +65,7 @@ class DCTDP(Adapted):
         sensitivity = ranges if self.sensitivity == "measured" else torch.ones_like(ranges)
         budget = Budget(sensitivity, self.epsilon)
         if self.split_epochs:
-            budget.load_state_dict(world.keep("budget", lambda: self._learn(budget, world)))
+            world.teach("budget", budget, partial(self._learn, budget, world))
         budget.requires_grad_(False)
         self.scale, self.shift = budget.scale(), budget.shift
         # On gray images the coefficients of color never change, and cost nothing.
@@ -86,30 +88,36 @@ class DCTDP(Adapted):
         """Return the channels of a color that a record may hold, in order."""
         return [list(block_dct.WITHOUT_DC)]
 
-    def _learn(self, budget: Budget, world: Defender) -> dict[str, Tensor]:
-        images, draws = world.images, world.generator()
+    def _learn(self, budget: Budget, world: Defender, checkpoint: Path | None) -> None:
+        images = world.images
         target = world.recognizer.leaking(Leak.TEMPLATE, images)
 
         def represent(batch: Tensor) -> Tensor:
             made = _transform(batch)
-            noisy: Tensor = budget(made, draw_like(made, draws, "laplace"))
+            noisy: Tensor = budget(made, draw_like(made, torch.default_generator, "laplace"))
             return noisy
 
         with torch.no_grad():
             statistics = channel_statistics(represent(images[:STEM_IMAGES]))
         server = Server(world.recognizer, *statistics).to(world.device).requires_grad_(False)
-        regress_stem(server, represent, images, draws)
+        regress_stem(server, represent, images)
 
         def batch_loss() -> Tensor:
-            rows = torch.randint(len(images), (BATCH,), generator=draws)
+            rows = torch.randint(len(images), (BATCH,))
             noisy = represent(images[rows])
             with half_precision(world.device):
                 found = server(noisy)
             return 1 - functional.cosine_similarity(found.float(), target[rows]).mean()
 
         steps = self.split_epochs * -(-len(images) // BATCH)
-        fit(budget, batch_loss, steps=steps, rate=self.split_rate)
-        return {name: part.contiguous() for name, part in budget.state_dict().items()}
+        fit(
+            budget,
+            batch_loss,
+            steps=steps,
+            rate=self.split_rate,
+            checkpoint=checkpoint,
+            progress=world.progress,
+        )
 
 
 class Budget(nn.Module):

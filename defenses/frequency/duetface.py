@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -60,14 +61,12 @@ class DuetFace(Adapted):
         statistics = channel_statistics(_low(world.images[:STEM_IMAGES]))
         client = Server(world.recognizer, *statistics).to(world.device).requires_grad_(False)
 
-        def make() -> dict[str, Tensor]:
-            images, draws = world.images, world.generator()
-            regress_stem(client, _low, images, draws)
+        def lesson(checkpoint: Path | None) -> None:
+            regress_stem(client, _low, world.images)
             epochs, rate = self.client_epochs, self.rate
-            distill(client, _low, images, epochs=epochs, rate=rate, generator=draws)
-            return {name: part.contiguous() for name, part in client.state_dict().items()}
+            distill(client, _low, world, epochs=epochs, rate=rate, checkpoint=checkpoint)
 
-        client.load_state_dict(world.keep("client", make))
+        world.teach("client", client, lesson)
         self.client = client.eval()
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -62,7 +64,7 @@ class MinusFace(Adapted):
             torch.manual_seed(world.seed)
             self.regenerate = Regenerator(self.width, *statistics).to(world.device)
         if self.steps:
-            self.regenerate.load_state_dict(world.keep("generator", lambda: self._train(world)))
+            world.teach("generator", self.regenerate, partial(self._train, world))
         self.regenerate.eval().requires_grad_(False)
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
@@ -77,17 +79,17 @@ class MinusFace(Adapted):
             records.append(block_dct.decode(shuffled).clamp(0, 1))
         return torch.cat(records)
 
-    def _train(self, world: Defender) -> dict[str, Tensor]:
-        images, draws = world.images, world.generator()
+    def _train(self, world: Defender, checkpoint: Path | None) -> None:
+        images = world.images
         target = world.recognizer.leaking(Leak.TEMPLATE, images)
         statistics = self.regenerate.standardize.mean, self.regenerate.standardize.deviation
         server = Server(world.recognizer, *(part.flatten() for part in statistics))
         server.to(world.device).requires_grad_(False)
-        regress_stem(server, block_dct.forward, images, draws)
+        regress_stem(server, block_dct.forward, images)
         server.stem.requires_grad_(True)
 
         def batch_loss() -> Tensor:
-            rows = torch.randint(len(images), (BATCH,), generator=draws)
+            rows = torch.randint(len(images), (BATCH,))
             coefficients = block_dct.forward(images[rows])
             with half_precision(world.device):
                 made = self.regenerate(coefficients)
@@ -97,8 +99,14 @@ class MinusFace(Adapted):
             return 5 * regeneration + recognition
 
         learning = nn.ModuleList([self.regenerate, server.stem])
-        fit(learning, batch_loss, steps=self.steps, rate=self.generator_rate)
-        return {name: part.contiguous() for name, part in self.regenerate.state_dict().items()}
+        fit(
+            learning,
+            batch_loss,
+            steps=self.steps,
+            rate=self.generator_rate,
+            checkpoint=checkpoint,
+            progress=world.progress,
+        )
 
 
 class Regenerator(nn.Module):

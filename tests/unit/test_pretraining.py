@@ -14,11 +14,12 @@ from torch.nn import functional
 from typer.testing import CliRunner
 
 from bench import pretraining, training
+from bench.arcface import ArcFace
 from bench.cli import app
 from bench.datasets.recordio import Record, pack, writing_records
 from bench.errors import DataError, UserError
 from bench.leaks import Leak
-from bench.pretraining import PRESETS, ArcFace, FaceSet, pretrain
+from bench.pretraining import PRESETS, FaceSet, pretrain
 from bench.recognizers import iresnet
 from defenses.base import Defender
 from defenses.frequency.partialface import PartialFace

@@ -353,15 +353,17 @@ def test_what_a_run_does_not_need_is_collected_with_what_the_dead_left(tmp_path:
     kept.artifact("records", {"seed": 1}, never)
     (tmp_path / "claims" / "0.1").write_text("{}")
     part = tmp_path / "records" / ".x.safetensors.1.part"
-    for path in (part, tmp_path / "claims" / "1.1"):
+    unfinished = kept.unfinished("parts", {"seed": 4})
+    for path in (part, unfinished, tmp_path / "claims" / "1.1"):
         path.write_text("{}")
         os.utime(path, (0, 0))
     deleted, size = kept.collect(kept.used)
-    assert deleted == 2 * 2 + 2
+    assert deleted == 2 * 2 + 3
     assert size > 0
     assert len(kept.artifacts()) == 1
     assert (tmp_path / "claims" / "0.1").is_file()
     assert not part.exists()
+    assert not unfinished.exists()
     Store(tmp_path).artifact("records", {"seed": 1}, never)
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +16,7 @@ from torch.nn import functional
 
 from attacks.dct_inverse import DCTInverse
 from attacks.dct_refine import DCTRefine
+from bench import training
 from bench.leaks import Leak
 from bench.metrics import psnr, ssim
 from bench.networks import channel_statistics
@@ -168,10 +172,18 @@ def test_records_that_are_no_selection_are_refused(scene: Defender, world: World
 # --- servers ------------------------------------------------------------------------------------
 
 
+def every(scene: Defender, step: int) -> Defender:
+    return replace(scene, images=scene.images[::step], identities=scene.identities[::step])
+
+
+def coarse(images: Tensor) -> Tensor:
+    return functional.avg_pool2d(images, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+
+
 def server(scene: Defender, represent: adapted.Representation) -> adapted.Server:
     statistics = channel_statistics(represent(scene.images))
     made = adapted.Server(scene.recognizer, *statistics).requires_grad_(False)
-    adapted.regress_stem(made, represent, scene.images, draws())
+    adapted.regress_stem(made, represent, scene.images)
     return made
 
 
@@ -187,20 +199,35 @@ def test_the_regressed_stem_of_an_affine_change_is_exact(scene: Defender, faces:
 
 
 def test_distillation_brings_embeddings_closer(scene: Defender) -> None:
-    def represent(images: Tensor) -> Tensor:
-        return functional.avg_pool2d(images, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
-
-    made = server(scene, represent)
+    made = server(scene, coarse)
     wanted = scene.recognizer.leaking(Leak.TEMPLATE, scene.images)
 
     def loss() -> float:
         with torch.no_grad():
-            found = made(represent(scene.images))
+            found = made(coarse(scene.images))
         return float(1 - functional.cosine_similarity(found, wanted).mean())
 
     before = loss()
-    adapted.distill(made, represent, scene.images, epochs=2, rate=5e-5, generator=draws())
+    with seeded(0):
+        adapted.distill(made, coarse, scene, epochs=2, rate=5e-5)
     assert loss() < before
+
+
+def test_arcface_draws_people_apart(scene: Defender, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adapted, "BATCH", 4)
+    people = torch.from_numpy(np.unique(scene.identities, return_inverse=True)[1])
+    clean = scene.recognizer.leaking(Leak.TEMPLATE, scene.images)
+    start = server(scene, coarse)
+
+    def error(arcface: float) -> float:
+        made = copy.deepcopy(start)
+        with seeded(0):
+            adapted.distill(made, coarse, scene, epochs=2, rate=1e-4, arcface=arcface)
+        with torch.no_grad():
+            found = made(coarse(scene.images))
+            return float(adapted.Course(made, clean, people).head(found, people))
+
+    assert error(0.1) < 0.5 * error(0)
 
 
 def test_the_server_is_trained_once_and_kept(scene: Defender, faces: Tensor) -> None:
@@ -208,7 +235,7 @@ def test_the_server_is_trained_once_and_kept(scene: Defender, faces: Tensor) -> 
 
     def keep(name: str, make: Any) -> dict[str, Tensor]:
         if name not in kept:
-            kept[name] = {key: part.clone() for key, part in make().items()}
+            kept[name] = {key: part.clone() for key, part in make(None).items()}
         return kept[name]
 
     def comparables() -> Tensor:
@@ -222,6 +249,38 @@ def test_the_server_is_trained_once_and_kept(scene: Defender, faces: Tensor) -> 
     trained = kept["server"]
     assert torch.equal(comparables(), first)
     assert kept == {"server": trained}
+
+
+def test_an_interrupted_server_goes_on_to_the_same_bits(
+    scene: Defender, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(adapted, "BATCH", 2)
+    monkeypatch.setattr(adapted, "STEM_IMAGES", 8)
+    checkpoint, said = tmp_path / "checkpoint", list[str]()
+
+    def trained(path: Path | None, *, stop: bool) -> dict[str, Tensor]:
+        def progress(text: str) -> None:
+            said.append(text)
+            if stop and len(said) == 3:
+                raise KeyboardInterrupt
+
+        def keep(name: str, make: Any) -> dict[str, Tensor]:
+            weights: dict[str, Tensor] = make(path)
+            return weights
+
+        world = replace(every(scene, 2), keep=keep, progress=progress)
+        return PartialFace(epochs=1, arcface=0.1).setup(world).server.state_dict()
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(checkpoint, stop=True)
+    assert checkpoint.is_file()
+    interrupted, said = said, []
+    resumed = trained(checkpoint, stop=False)
+    assert said[0] == interrupted[-1]  # the step before the interruption was saved, and not it
+    assert not checkpoint.exists()
+    whole = trained(None, stop=False)
+    assert all(torch.equal(part, whole[name]) for name, part in resumed.items())
 
 
 # --- the methods --------------------------------------------------------------------------------
