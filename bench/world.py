@@ -285,7 +285,6 @@ class World:
                 seed,
                 self.device,
                 keep=partial(_trained_part, self.store, fields),
-                progress=self.progress,
             )
             with seeded(seed), profile.span(f"fit {spec.name}", MODELS):
                 self._fitted[key] = blank.setup(world)

@@ -230,7 +230,6 @@ def distill(
             rate=rate,
             optimizer=torch.optim.AdamW,
             checkpoint=checkpoint,
-            progress=world.progress,
         )
     server.requires_grad_(False)
 

@@ -45,7 +45,6 @@ class Defender:
         seed: Seed of the secrets; another seed gives other secrets.
         device: Torch device to work on.
         keep: Return the tensors of a trained part by its name, from the store or made now.
-        progress: Told how far training is.
     """
 
     leak: Leak
@@ -55,7 +54,6 @@ class Defender:
     seed: int
     device: str
     keep: Keep = _keep_nothing
-    progress: Callable[[str], None] = lambda _: None
 
     def generator(self) -> torch.Generator:
         """Return a new CPU generator under the seed."""

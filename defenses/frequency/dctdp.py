@@ -116,7 +116,6 @@ class DCTDP(Adapted):
             steps=steps,
             rate=self.split_rate,
             checkpoint=checkpoint,
-            progress=world.progress,
         )
 
 

@@ -105,7 +105,6 @@ class MinusFace(Adapted):
             steps=self.steps,
             rate=self.generator_rate,
             checkpoint=checkpoint,
-            progress=world.progress,
         )
 
 
