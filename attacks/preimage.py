@@ -28,10 +28,10 @@ class Preimage(Gradient):
     For hashes (biohash, iom-grp, iom-urp, imm, diom, mlp-hash) what competes for each number of the
     code is compared with who won, as in Paik et al. (BMVC 2023); real codes (polyprotect,
     slerpface, random projections) are compared with those of the candidate. Candidates start at own
-    templates that match best and are pulled towards what templates are usually like; those that end
-    best are averaged, so that what the record does not fix cancels. Needs the key: `insider`, or
-    `adaptive` where keys are published; with other keys it finds nobody. Defenses without a key are
-    met as `gradient` does.
+    templates that match best, those of a hash also at what its closed form gives back; they are
+    pulled towards what templates are usually like; those that end best are averaged, so that what
+    the record does not fix cancels. Needs the key: `insider`, or `adaptive` where keys are
+    published; with other keys it finds nobody. Defenses without a key are met as `gradient` does.
 
     Args:
         components: Principal components, at most the number of attacker images less one.
@@ -78,8 +78,14 @@ class Preimage(Gradient):
         key, codes = scheme.key_of(records[0]), scheme.codes(records)
         matches = scheme.match(self.own, codes, key)
         best = matches.topk(min(self.starts, len(self.own)), dim=0).indices.T
-        wanted = codes.repeat_interleave(best.shape[1], 0)
-        z = self.own[best].flatten(0, 1).clone().requires_grad_()
+        starts = self.own[best]
+        undone = scheme.undo(codes, key)
+        # A hash has many valleys. The one under a real code's closed form fits its noise, too.
+        if undone is not None and scheme.contest(self.own[:1], key) is not None:
+            undone = self._upright(scheme, functional.normalize(undone, dim=1)[:, None], key)
+            starts = torch.cat([undone, starts], 1)
+        wanted = codes.repeat_interleave(starts.shape[1], 0)
+        z = starts.flatten(0, 1).requires_grad_()
         optimizer = torch.optim.Adam([z], lr=EMBEDDING_RATE)
         for step in range(EMBEDDING_STEPS):
             optimizer.param_groups[0]["lr"] = EMBEDDING_RATE * falling(step / EMBEDDING_STEPS)
@@ -91,13 +97,20 @@ class Preimage(Gradient):
                 optimizer.zero_grad()
                 loss.sum().backward()
             optimizer.step()
-        found = functional.normalize(z.detach(), dim=1).unflatten(0, best.shape)
-        if torch.equal(scheme.encode(-self.own, key), scheme.encode(self.own, key)):
-            # Products of an even number of entries lose the sign; templates lie on one side.
-            found = torch.where(found @ self.mean[:, None] < 0, -found, found)
-        losses = loss.detach().unflatten(0, best.shape)
+        found = functional.normalize(z.detach(), dim=1).unflatten(0, starts.shape[:2])
+        found = self._upright(scheme, found, key)
+        losses = loss.detach().unflatten(0, starts.shape[:2])
         good = losses <= 1.05 * losses.amin(1, keepdim=True)
         return (found * good[..., None]).sum(1)
+
+    def _upright(self, scheme: Keyed, found: Tensor, key: Key) -> Tensor:
+        """Return templates (N, S, D) with the sign of usual ones, where codes do not tell it.
+
+        Products of an even number of entries lose the sign; templates lie on one side.
+        """
+        if not torch.equal(scheme.encode(-self.own, key), scheme.encode(self.own, key)):
+            return found
+        return torch.where(found @ self.mean[:, None] < 0, -found, found)
 
 
 def mismatch(scheme: Keyed, x: Tensor, codes: Tensor, key: Key) -> Tensor:

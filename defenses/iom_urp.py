@@ -51,6 +51,24 @@ class IoMURP(Keyed):
         """Return the products (N, indices, window)."""
         return self._products(x, key[0]).permute(2, 0, 1)
 
+    def undo(self, codes: Tensor, key: Key) -> Tensor | None:
+        """Return the main direction of the pairs of numbers that won, of two factors only.
+
+        A pair wins where its product is large, so that counts of pairs, less what chance would
+        count, resemble x xᵀ. That has no sign: the sum of numbers returned is positive.
+        """
+        if self.factors != 2:
+            return None
+        size = int(key[0].max()) + 1
+        pairs = key[0][:, 0] * size + key[0][:, 1]
+        won = pairs.gather(1, codes.long().T).T
+        counts = torch.zeros(len(codes), size**2, dtype=torch.float64, device=codes.device)
+        counts.scatter_add_(1, won, torch.ones_like(won, dtype=counts.dtype))
+        expected = pairs.flatten().bincount(minlength=size**2) / self.window
+        square = (counts - expected).unflatten(1, (size, size))
+        main = torch.linalg.eigh(square + square.mT).eigenvectors[:, :, -1].to(codes)
+        return main * main.sum(1, keepdim=True).sign()
+
     def _largest(self, x: Tensor, positions: Tensor) -> Tensor:
         return self._products(x, positions).argmax(1).T.float()
 

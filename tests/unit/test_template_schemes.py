@@ -120,6 +120,18 @@ def test_index_of_max_by_hand() -> None:
     assert extremes.encode(x, rows).tolist() == [[0, 1], [1, 0], [0, 1]]
 
 
+def test_iom_urp_is_undone_but_for_the_sign_by_its_own_key() -> None:
+    defense = scheme("iom-urp")
+    x = pairs_at(0, 20, 128)[0]
+    key, other = (defense.draw_key(128, generator(seed)) for seed in (1, 2))
+    code = defense.encode(x, key)
+    found = defense.undo(code, key)
+    assert functional.cosine_similarity(found, x).abs().min() > 0.5
+    assert (found.sum(1) > 0).all()
+    assert functional.cosine_similarity(defense.undo(code, other), x).abs().mean() < 0.3
+    assert scheme("iom-urp", factors=3).undo(code, key) is None
+
+
 def test_bytes_of_packed_codes() -> None:
     assert scheme("biohash").bytes_per_record(torch.Size([96])) == 12
     assert scheme("biohash", key="subject").bytes_per_record(torch.Size([97])) == 15
