@@ -11,8 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.errors import MetricError
-from bench.metrics import clustered_mean, clustered_rate, unlinkability
-from bench.metrics.intervals import without_interval
+from bench.metrics import (
+    clustered_mean,
+    clustered_rate,
+    global_linkability,
+    link_gains,
+    unlinkability,
+)
 from bench.results import Score
 
 LINKAGE = "linkage"
@@ -86,14 +91,18 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs) -> list[Score]:
         raise MetricError(f"There are {len(scores)} linkage scores for {len(pairs.left)} pairs.")
     mated, others = scores[pairs.mated], np.sort(scores[pairs.non_mated])
     found = unlinkability(mated, others)
+    people = pairs.left_identity[pairs.mated]
+    strangers = pairs.left_identity[pairs.non_mated], pairs.right_identity[pairs.non_mated]
+    gains = link_gains(mated, scores[pairs.non_mated])
+    d_sys = global_linkability(gains, people, *strangers, null_mean=found.null_mean)
     null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
     below = np.searchsorted(others, mated, "left") + np.searchsorted(others, mated, "right")
-    auc = clustered_mean(below / (2 * len(others)), pairs.left_identity[pairs.mated])
+    auc = clustered_mean(below / (2 * len(others)), people)
     threshold = others[-1 - int(LINKING_FMR * len(others))]
     tied = (scores[pairs.renewed] > threshold).astype(float)
     renewed = clustered_rate(tied, pairs.left_identity[pairs.renewed])
     return [
-        Score("d-sys", "d-sys", without_interval(found.d_sys, len(mated)), flags=null),
+        Score("d-sys", "d-sys", d_sys, flags=null),
         Score(
             "linkage-auc", "linkage-auc", replace(auc, low=max(auc.low, 0), high=min(auc.high, 1))
         ),

@@ -25,7 +25,8 @@ from bench.metrics import (
     acceptance_from_scores,
     clustered_mean,
     clustered_rate,
-    eer,
+    equal_error_rate,
+    equal_errors,
     identification_from_scores,
     mse,
     pair_rate,
@@ -34,7 +35,6 @@ from bench.metrics import (
     tar_at_far,
     verification_accuracy,
 )
-from bench.metrics.intervals import without_interval
 from bench.metrics.perceptual import Reference as PerceptualReference
 from bench.metrics.perceptual import has_trunk
 from bench.plan import Spec
@@ -249,7 +249,7 @@ def verification_scores(
     correct = pair_rate(accuracy.correct, people[0][folded], people[1][folded])
     found = [
         Score(f"accuracy.{way}", "accuracy:folds-exact", correct, flags=(count,)),
-        Score(f"eer.{way}", "eer", without_interval(eer(scores[same], scores[~same]), len(scores))),
+        Score(f"eer.{way}", "eer", equal_error_rate(equal_errors(scores, same), *people)),
     ]
     for point in tar_at_far(scores[same], scores[~same], FARS):
         if point.supported:

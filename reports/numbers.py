@@ -22,8 +22,8 @@ class Shown:
 
     Attributes:
         value: The value without its unit.
-        interval: Its 95 % interval as "[low, high]"; for D_sys what chance gives, its mean and its
-            95th percentile; else empty.
+        interval: Its 95 % interval as "[low, high]", or "exact"; for D_sys also what chance gives,
+            its mean and its 95th percentile; empty where there is none.
         unit: "%", "dB", "ms"; empty for an index.
     """
 
@@ -58,15 +58,19 @@ def interval(row: Row) -> tuple[float, float]:
 
 def show(row: Row) -> Shown:
     """Return a row's value and interval as text."""
-    measure = unit(definition(row.definition))
+    about = definition(row.definition)
+    measure = unit(about)
     scale = 100.0 if measure == "%" else 1.0
     value = scale * number(row)
     if row.ci_low is None or row.ci_high is None:
         return Shown(_fixed(value, _plain_decimals(value, measure)), _chance(row), measure)
     low, high = scale * row.ci_low, scale * row.ci_high
+    if about.kind == "cost" and low == high:
+        return Shown(_fixed(value, _plain_decimals(value, measure)), "exact", measure)
     known = 0 < high - low < math.inf
     places = decimals((high - low) / 2) if known else _plain_decimals(value, measure)
     text = f"[{_fixed(low, places)}, {_fixed(high, places)}]"
+    text = " ".join(part for part in (text, _chance(row)) if part)
     return Shown(_fixed(value, places), text, measure)
 
 

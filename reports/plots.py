@@ -20,7 +20,7 @@ from bench.metrics import roc
 from bench.metrics.definitions import definition
 from bench.metrics.verification import Roc
 from reports.figures import COLOURS, plain
-from reports.numbers import interval, null, number
+from reports.numbers import interval, null, number, show
 from reports.run import parameters_phrase, read_column, read_curves, varying
 
 if TYPE_CHECKING:
@@ -449,25 +449,26 @@ def _linkability(run: Run) -> Plot | None:
         line = run.utility(item)
         row = None if line is None else line.row("d-sys")
         if row is not None:
-            found.append((run.defense_name(item), number(row), null(row) or (np.nan, np.nan)))
+            found.append((run.defense_name(item), row))
     if not found:
         return None
     figure = Figure(figsize=(5.8, 1.4 + 0.34 * len(found)))
     axes = figure.subplots()
     places = range(len(found))
-    axes.barh(places, [value for _, value, _ in found], color=LINES[0], height=0.6, label="D_sys")
-    for place, (_, _, (mean, high)) in enumerate(found):
+    values = np.array([number(row) for _, row in found])
+    ends = np.abs(np.array([interval(row) for _, row in found]).T - values)
+    axes.barh(places, values, color=LINES[0], height=0.6, label="D_sys")
+    axes.errorbar(values, places, xerr=ends, fmt="none", color="grey", label="95 % interval")
+    chances = [null(row) or (np.nan, np.nan) for _, row in found]
+    for place, chance in enumerate(chances):
         label = "chance: mean to 95th percentile" if place == 0 else None
-        axes.plot([mean, high], [place, place], color="black", linewidth=2.5, label=label)
-    axes.set_yticks(places, [plain(name) for name, *_ in found])
+        axes.plot(chance, [place, place], color="black", linewidth=2.5, label=label)
+    axes.set_yticks(places, [plain(name) for name, _ in found])
     axes.invert_yaxis()
     axes.set_xlim(0, 1.02)
     axes.set_xlabel(f"{definition('d-sys').name}: 0 is unlinkable, 1 is linked for certain")
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
-    told = (
-        f"{name}: {value:.2f}, chance {mean:.2f} to {high:.2f}"
-        for name, value, (mean, high) in found
-    )
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8)
+    told = (f"{name}: {show(row)}" for name, row in found)
     return Plot("unlinkability", "Can two databases be joined?", figure, "; ".join(told))
 
 

@@ -17,8 +17,12 @@ from bench.errors import MetricError
 from bench.linkage import LINKAGE, Pairs, linkability
 from bench.metrics import (
     Estimate,
+    PairErrors,
     clustered_mean,
     clustered_rate,
+    equal_error_difference,
+    equal_error_rate,
+    equal_errors,
     pair_difference,
     pair_rate,
     paired_difference,
@@ -43,6 +47,8 @@ class Sample:
         seeds: (trials,) seed of each; None if there is one.
         trials: Names of the trials: two samples with the same can be paired.
         rate: Whether values lie in [0, 1] by definition.
+        weights: (pairs,) for an EER, how much each pair's error moves it; None where all trials
+            count alike.
     """
 
     values: NDArray[np.float64]
@@ -51,6 +57,7 @@ class Sample:
     seeds: NDArray[np.int_] | None
     trials: tuple[str, ...]
     rate: bool
+    weights: NDArray[np.float64] | None = None
 
 
 class _Part(NamedTuple):
@@ -60,6 +67,7 @@ class _Part(NamedTuple):
     identities: NDArray[np.str_]
     others: NDArray[np.str_] | None
     trials: Sequence[str]
+    weights: NDArray[np.float64] | None = None
 
 
 def sample(file: ResultFile, rows: Sequence[Row]) -> Sample:
@@ -72,6 +80,7 @@ def sample(file: ResultFile, rows: Sequence[Row]) -> Sample:
     seeds = [np.full(len(part.values), row.seed) for part, row in zip(parts, rows, strict=True)]
     people = [part.identities for part in parts]
     others = [part.others for part in parts if part.others is not None]
+    weights = [part.weights for part in parts if part.weights is not None]
     # Numbers instead of names: intervals are taken many times, and sorting text is slow.
     _, numbers = np.unique(np.concatenate([*people, *others]), return_inverse=True)
     count = sum(len(part) for part in people)
@@ -82,6 +91,7 @@ def sample(file: ResultFile, rows: Sequence[Row]) -> Sample:
         np.concatenate(seeds) if len(rows) > 1 else None,
         tuple(name for part in parts for name in part.trials),
         _is_rate(rows[0]),
+        np.concatenate(weights) / len(rows) if weights else None,
     )
 
 
@@ -91,6 +101,9 @@ def estimate(found: Sample, confidence: float) -> Estimate:
     Raises:
         MetricError: The values are no sample of a rate or mean.
     """
+    if found.others is not None and found.weights is not None:
+        errors = PairErrors(found.values, found.weights)
+        return equal_error_rate(errors, found.identities, found.others, confidence=confidence)
     if found.others is not None:
         return pair_rate(found.values, found.identities, found.others, confidence=confidence)
     function = clustered_rate if found.rate else clustered_mean
@@ -105,6 +118,9 @@ def difference(a: Sample, b: Sample, confidence: float) -> Estimate:
     """
     if a.others is not None:
         pairs = (a.identities, a.others)
+        if a.weights is not None and b.weights is not None:
+            errors = (PairErrors(a.values, a.weights), PairErrors(b.values, b.weights))
+            return equal_error_difference(*errors, *pairs, confidence=confidence)
         return pair_difference(a.values, b.values, *pairs, confidence=confidence)
     if a.rate:
         return paired_difference(
@@ -117,7 +133,7 @@ def difference(a: Sample, b: Sample, confidence: float) -> Estimate:
     return clustered_mean(lost, a.identities, seeds=a.seeds, confidence=confidence)
 
 
-def pair_scores(file: ResultFile, row: Row) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def _pair_scores(file: ResultFile, row: Row) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Return the scores of all pairs behind a row of utility, and which show one person.
 
     Raises:
@@ -158,7 +174,9 @@ def _part(file: ResultFile, row: Row) -> _Part:
     if cell is None:
         raise MetricError(f"There are no raw values behind {row.metric}: it has no interval.")
     if cell.kind == "linkage":
-        raise MetricError(f"{row.metric} cannot be compared: guarantee an accuracy or a TAR.")
+        raise MetricError(
+            f"{row.metric} cannot be compared: guarantee an accuracy, a TAR or an EER."
+        )
     return _pairs(file, cell, row) if cell.kind == "utility" else _probes(file, cell, row)
 
 
@@ -180,9 +198,9 @@ def _probes(file: ResultFile, cell: CellValues, row: Row) -> _Part:
 
 
 def _pairs(file: ResultFile, cell: CellValues, row: Row) -> _Part:
-    """Return what decides a utility: whether each pair is decided right, or each mate accepted."""
+    """Return what decides a utility: which pairs are decided right or wrong, or mates accepted."""
     metric = row.metric.rpartition(".")[0]
-    scores, same = pair_scores(file, row)
+    scores, same = _pair_scores(file, row)
     pairs = file.pairs[cell.pairs or ""]
     left, right = pairs.identities()
     photos = [photo.photo for photo in pairs.photos]
@@ -198,4 +216,7 @@ def _pairs(file: ResultFile, cell: CellValues, row: Row) -> _Part:
         (point,) = tar_at_far(scores[same], scores[~same], [float(metric.partition("=")[2])])
         accepted = (scores[same] > point.threshold).astype(np.float64)
         return _Part(accepted, left[same], None, names[same].tolist())
-    raise MetricError(f"{row.metric} has no interval: guarantee an accuracy or a TAR.")
+    if metric == "eer":
+        errors = equal_errors(scores, same)
+        return _Part(errors.wrong, left, right, names.tolist(), errors.weights)
+    raise MetricError(f"{row.metric} has no interval: guarantee an accuracy, a TAR or an EER.")

@@ -14,18 +14,21 @@ from bench.cost import costs
 from bench.curves import MORE_BUDGET_HELPS
 from bench.datasets.base import check_disjoint
 from bench.errors import MetricError, UserError
-from bench.metrics import Estimate, eer
+from bench.metrics import Estimate
 from bench.metrics.definitions import definition, definitions
 from bench.result_file import CellValues, ResultFile
 from bench.results import Row, Score
 from reports.run import CEILING, FLOORS, WORST_CASE, visible
-from reports.samples import estimate, linked, pair_scores, sample
+from reports.samples import estimate, linked, sample
 
 ROLES = ("defender", "attacker", "victims")
 """Who must not share a person or a photo."""
 
 CLOSE = {"rel_tol": 1e-6, "abs_tol": 1e-9}
 """How near a recomputed number must be: the rest is the order of floating-point sums."""
+
+ONCE_WITHOUT_INTERVAL = {"eer", "d-sys", "bytes-per-record", "storage-factor"}
+"""Definitions of which older result files hold no interval: their rows may still have none."""
 
 SHOWN = 5
 """Faults of one kind that are told in full."""
@@ -126,9 +129,6 @@ def _fault(file: ResultFile, row: Row) -> str:
     try:
         if definition(row.definition).kind in {"cost", "protection"}:
             return _recorded_fault(file, row)
-        if row.metric.startswith("eer."):
-            scores, same = pair_scores(file, row)
-            return _differs("value", row.value, eer(scores[same], scores[~same]))
         found = sample(file, [row])
         if not len(found.values):
             return "" if row.value is None else "it has a value, but no probe has"
@@ -166,11 +166,10 @@ def _costs(cell: CellValues) -> list[Score]:
 
 
 def _numbers_differ(row: Row, again: Estimate) -> str:
-    pairs = (
-        ("value", row.value, again.value),
-        ("low", row.ci_low, again.low),
-        ("high", row.ci_high, again.high),
-    )
+    pairs = [("value", row.value, again.value)]
+    unbounded = row.ci_low is None and row.ci_high is None
+    if not (unbounded and row.definition in ONCE_WITHOUT_INTERVAL):
+        pairs += [("low", row.ci_low, again.low), ("high", row.ci_high, again.high)]
     return next((fault for pair in pairs if (fault := _differs(*pair))), "")
 
 

@@ -276,13 +276,14 @@ def utility_table(run: Run) -> Table:
     keys = dict.fromkeys(
         Key(_utility_group(row), row.metric, None) for line in lines for row in line.rows
     )
-    chance = " D_sys stands beside what chance gives: mean to 95th percentile."
+    chance = " Beside D_sys is what chance gives: mean to 95th percentile."
     linked = any(key.group == LINKING for key in keys)
     return _table(
         "utility",
         "What each defense leaves of recognition, and what it costs. Stored records are matched "
         "with fresh, unprotected probes where the defense allows it, and with each other."
-        f"{chance if linked else ''}",
+        f"{chance if linked else ''} Time is one measurement of all records together: its spread "
+        "is not known.",
         "Defense",
         sorted(keys, key=lambda key: groups.index(key.group)),
         sections,

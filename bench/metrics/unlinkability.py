@@ -49,6 +49,27 @@ class Unlinkability:
     bins: int
 
 
+@dataclass(frozen=True)
+class LinkGains:
+    """What each score contributes to D_sys, which is the sum of both means.
+
+    With h = P(mated | bin) at prior ratio 1, a mated score gains 1 - 2 (1 - h)^2 where h > 1/2, and
+    a non-mated one loses 2 h^2: the derivative of D_sys by the probability of the score's bin.
+
+    Attributes:
+        mated: (n,) in [0, 1].
+        non_mated: (m,) in [-2, 0].
+    """
+
+    mated: Doubles
+    non_mated: Doubles
+
+    @property
+    def d_sys(self) -> float:
+        """As in `Unlinkability`."""
+        return float(self.mated.mean() + self.non_mated.mean())
+
+
 def unlinkability(
     mated: Numbers,
     non_mated: Numbers,
@@ -106,6 +127,30 @@ def unlinkability(
     )
 
 
+def link_gains(mated: Numbers, non_mated: Numbers) -> LinkGains:
+    """Return what each score contributes to D_sys, from which `global_linkability` has an interval.
+
+    Args:
+        mated: (n,) as in `unlinkability`.
+        non_mated: (m,) as in `unlinkability`.
+
+    Raises:
+        MetricError: Empty or non-finite scores.
+    """
+    positives, negatives = as_scores(mated, "mated"), as_scores(non_mated, "non_mated")
+    count = _bins(min(len(positives), len(negatives)))
+    values, scores = np.unique(np.concatenate((positives, negatives)), return_inverse=True)
+    p, q = _masses(scores, np.arange(len(scores)) < len(positives), len(values))
+    index = _bin_index(p, q, count)
+    mine, other = _binned(p, q, count)
+    linkable = mine > other
+    h = mine[linkable] / (mine[linkable] + other[linkable])
+    gain, loss = np.zeros((2, count))
+    gain[linkable], loss[linkable] = 1 - 2 * (1 - h) ** 2, -2 * h**2
+    bins = index[scores]
+    return LinkGains(gain[bins[: len(positives)]], loss[bins[len(positives) :]])
+
+
 def _bins(smaller: int) -> int:
     return min(30, max(10, smaller // 200 * 2))
 
@@ -118,17 +163,22 @@ def _masses(scores: Integers, is_mated: Booleans, values: int) -> tuple[Doubles,
 
 
 def _binned(p: Doubles, q: Doubles, bins: int) -> tuple[Doubles, Doubles]:
-    """Gather the probabilities of ascending scores in bins of equal mass of their mixture.
+    """Gather the probabilities of ascending scores in bins of equal mass of their mixture."""
+    index = _bin_index(p, q, bins)
+    first = np.bincount(index, p, bins).astype(np.float64, copy=False)
+    second = np.bincount(index, q, bins).astype(np.float64, copy=False)
+    return first, second
+
+
+def _bin_index(p: Doubles, q: Doubles, bins: int) -> Integers:
+    """Return the bin of each ascending score.
 
     A score goes where the middle of its mass lies. With an even number of bins the border between
     two separated distributions is a border of bins.
     """
     mixture = (p + q) / 2
     middle = np.cumsum(mixture) - mixture / 2
-    index = np.minimum((bins * middle).astype(np.int64), bins - 1)
-    first = np.bincount(index, p, bins).astype(np.float64, copy=False)
-    second = np.bincount(index, q, bins).astype(np.float64, copy=False)
-    return first, second
+    return np.minimum((bins * middle).astype(np.int64), bins - 1)
 
 
 def _d_sys(p: Doubles, q: Doubles) -> float:

@@ -117,6 +117,25 @@ class Det:
     thresholds: Doubles
 
 
+@dataclass(frozen=True)
+class PairErrors:
+    """What each pair contributes to the EER, which is the sum of wrong * weights.
+
+    Attributes:
+        wrong: (pairs,) share of wrong decisions at the threshold of the EER: 0 or 1, between them
+            for pairs that share its score and about which a coin decides.
+        weights: (pairs,) how far a wrong decision about the pair moves the EER; they sum to 1.
+    """
+
+    wrong: Doubles
+    weights: Doubles
+
+    @property
+    def rate(self) -> float:
+        """The EER."""
+        return float(self.wrong @ self.weights)
+
+
 def verification_accuracy(
     scores: Numbers,
     same: Numbers,
@@ -266,10 +285,41 @@ def eer(genuine: Numbers, impostor: Numbers) -> float:
         MetricError: Empty or non-finite scores.
     """
     curve = det(genuine, impostor)
-    gap = curve.fmr - curve.fnmr  # rises from -1 to 1
-    after = int(np.argmax(gap >= 0))
-    share = gap[after] / (gap[after] - gap[after - 1])
+    after, share = _crossing(curve)
     return float(curve.fmr[after] + share * (curve.fmr[after - 1] - curve.fmr[after]))
+
+
+def equal_errors(scores: Numbers, same: Numbers) -> PairErrors:
+    """Return the EER as errors of the single pairs, from which `equal_error_rate` has an interval.
+
+    Errors at a fixed threshold move FMR by a and FNMR by b; the curves then meet at another
+    threshold, and the EER moves by (1 - s) a + s b to first order. s is the share of the change of
+    FMR in that of FMR - FNMR along the threshold, here over the thresholds at which both rates
+    differ by at most the EER.
+
+    Args:
+        scores: (pairs,) similarities, higher is more alike.
+        same: (pairs,) true where both images show one person (booleans, or 0 and 1).
+
+    Raises:
+        MetricError: No genuine or no impostor pair, non-finite scores, unequal lengths, labels
+            other than 0 and 1.
+    """
+    values = as_scores(scores, "scores")
+    truth = _as_truth(same, len(values))
+    curve = det(values[truth], values[~truth])
+    after, share = _crossing(curve)
+    place = np.unique(-values, return_inverse=True)[1]
+    accepted = np.where(place < after - 1, 1.0, np.where(place == after - 1, 1 - share, 0.0))
+    wrong = np.where(truth, 1 - accepted, accepted)
+    width = min(float(wrong[truth].mean()), 0.5)
+    slope = 0.5
+    if width > 0:
+        low, high = np.interp((-width, width), curve.fmr - curve.fnmr, curve.fmr)
+        slope = float(high - low) / (2 * width)
+    genuine = int(np.count_nonzero(truth))
+    weights = np.where(truth, slope / genuine, (1 - slope) / (len(truth) - genuine))
+    return PairErrors(wrong, weights)
 
 
 def auc(genuine: Numbers, impostor: Numbers) -> float:
@@ -334,6 +384,13 @@ def operating_point(
         impostors=impostors,
         supported=allowed_errors(far, impostors) >= RULE_OF_30,
     )
+
+
+def _crossing(curve: Det) -> tuple[int, float]:
+    """Return where FMR first reaches FNMR, and how far back towards the point before both meet."""
+    gap = curve.fmr - curve.fnmr  # rises from -1 to 1
+    after = int(np.argmax(gap >= 0))
+    return after, float(gap[after] / (gap[after] - gap[after - 1]))
 
 
 def _order_statistics(scores: Floats, ranks: set[int]) -> dict[int, tuple[np.floating, int]]:

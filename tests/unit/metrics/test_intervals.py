@@ -14,8 +14,11 @@ from bench.metrics.intervals import (
     clustered_mean,
     clustered_rate,
     dyadic_variance,
+    equal_error_difference,
+    equal_error_rate,
     false_match_rate,
     fmr_statistic,
+    global_linkability,
     mcnemar,
     non_inferiority,
     pair_difference,
@@ -25,7 +28,8 @@ from bench.metrics.intervals import (
     vertex_bootstrap,
     wilson,
 )
-from bench.metrics.verification import tar_at_far
+from bench.metrics.unlinkability import link_gains, unlinkability
+from bench.metrics.verification import equal_errors, tar_at_far
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -305,6 +309,133 @@ def test_no_false_match_is_bounded_by_the_identities() -> None:
     assert pairs.high > 0.3
 
 
+# --- equal error rate ---------------------------------------------------------------------------
+
+
+def all_pairs_of(
+    rng: np.random.Generator, people: int, each: int, rate: float, spread: float = 1.0
+) -> tuple[NDArray[np.float64], Integers, Integers]:
+    """Return scores of all pairs, normal with effects of identities, at a true EER."""
+    owner = np.repeat(np.arange(people), each)
+    left, right = (owner[side] for side in np.triu_indices(people * each, 1))
+    same = left == right
+    shift = -stats.norm.ppf(rate) * ((1 + spread**2) ** 0.5 + 1.5**0.5)
+    among, between = spread * rng.normal(size=people), 0.5 * rng.normal(size=people)
+    effects = np.where(same, shift + among[left], between[left] + between[right])
+    return rng.normal(size=len(left)) + effects, left, right
+
+
+def test_the_interval_of_an_eer_equals_the_loop() -> None:
+    scores, left, right = all_pairs_of(np.random.default_rng(18), 8, 4, 0.3)
+    errors = equal_errors(scores, left == right)
+    moved = errors.weights * (errors.wrong - errors.rate)
+    shared = [{a, b} for a, b in zip(left.tolist(), right.tolist(), strict=True)]
+    pairs = range(len(scores))
+    loop = sum(moved[p] * moved[q] for p in pairs for q in pairs if shared[p] & shared[q])
+    rate, t = errors.rate, stats.t.ppf(0.975, 7)
+    ratio = t**2 * loop * 8 / 7 / (rate * (1 - rate))
+    half = (ratio * (rate * (1 - rate) + ratio / 4)) ** 0.5 / (1 + ratio)
+    estimate = equal_error_rate(errors, left, right)
+    assert estimate.high - estimate.low == pytest.approx(2 * half)
+    assert (estimate.value, estimate.n, estimate.clusters) == (rate, len(scores), 8)
+
+
+def test_perfect_separation_of_few_people_is_no_certainty() -> None:
+    _, left, right = all_pairs_of(np.random.default_rng(19), 20, 5, 0.1)
+    same = left == right
+    for scores, value in ((same, 0.0), (~same, 1.0)):
+        found = equal_error_rate(equal_errors(scores.astype(float), same), left, right)
+        assert found.value == pytest.approx(value)
+        assert found.high - found.low == pytest.approx(4.381 / 24.381, abs=1e-3)  # t² / (K + t²)
+    # One error more must not narrow it.
+    one = np.where(np.arange(len(left)) == 0, 0.0, same)
+    assert equal_error_rate(equal_errors(one, same), left, right).high >= 4.38 / 24.39
+    alone = equal_error_rate(equal_errors([1.0, 0.0], [1, 0]), [0, 0], [0, 1])
+    assert (alone.low, alone.high) == (0, 1)
+
+
+@pytest.mark.parametrize(("people", "each", "rate"), [(20, 5, 0.05), (60, 3, 0.1)])
+def test_coverage_of_equal_error_rates(people: int, each: int, rate: float) -> None:
+    rng = np.random.default_rng(20)
+    covered = np.zeros(2)
+    for _ in range(100):
+        scores, left, right = all_pairs_of(rng, people, each, rate)
+        errors = equal_errors(scores, left == right)
+        wrong = round(errors.rate * len(scores))
+        covered += (
+            covers(lambda: wilson(wrong, len(scores)), rate),  # noqa: B023
+            covers(lambda: equal_error_rate(errors, left, right), rate),  # noqa: B023
+        )
+    naive, robust = covered / 100
+    assert naive < 0.85
+    assert robust >= 0.9
+
+
+def test_a_difference_of_eers() -> None:
+    rng = np.random.default_rng(21)
+    scores, left, right = all_pairs_of(rng, 30, 4, 0.1)
+    a = equal_errors(scores, left == right)
+    b = equal_errors(scores + 0.5 * rng.normal(size=len(scores)), left == right)
+    found, swapped = (equal_error_difference(*two, left, right) for two in ((a, b), (b, a)))
+    assert found.value == pytest.approx(a.rate - b.rate)
+    assert (found.low, found.high) == pytest.approx((-swapped.high, -swapped.low))
+    # The pairing removes what both systems find easy or hard.
+    apart = equal_error_rate(a, left, right)
+    assert found.high - found.low < apart.high - apart.low
+    alike = equal_error_difference(a, a, left, right)
+    assert alike.low < 0 < alike.high
+
+
+# --- linkability --------------------------------------------------------------------------------
+
+
+def linked(
+    rng: np.random.Generator, people: int, each: int, shift: float
+) -> tuple[Estimate, float]:
+    """Return D_sys of all ordered pairs, with effects of identities, and what chance gives."""
+    owner = np.repeat(np.arange(people), each)
+    left, right = (owner[side] for side in np.nonzero(~np.eye(len(owner), dtype=bool)))
+    mated = left == right
+    effects = np.where(mated, shift + 0.5 * rng.normal(size=people)[left], 0)
+    # One variance for both kinds: shifted normal scores.
+    scores = effects + np.where(mated, 0.75**0.5, 1) * rng.normal(size=len(left))
+    null = unlinkability(scores[mated], scores[~mated], permutations=5).null_mean
+    gains = link_gains(scores[mated], scores[~mated])
+    sides = left[mated], left[~mated], right[~mated]
+    return global_linkability(gains, *sides, null_mean=null), null
+
+
+@pytest.mark.parametrize(("shift", "truth"), [(0, 0), (2, 0.617)])
+def test_coverage_of_global_linkability(shift: float, truth: float) -> None:
+    rng = np.random.default_rng(22)
+    found = [linked(rng, 40, 3, shift)[0] for _ in range(40)]
+    assert np.mean([estimate.low <= truth <= estimate.high for estimate in found]) >= 0.9
+    if truth == 0:  # an interval as wide to both sides leaves out what D_sys is biased by
+        assert np.mean([2 * estimate.value - estimate.high <= truth for estimate in found]) < 0.8
+
+
+def test_the_interval_of_linkability_by_hand() -> None:
+    rng = np.random.default_rng(23)
+    found, null = linked(rng, 30, 4, 1)
+    assert (found.n, found.clusters) == (360, 30)
+    # What is left of the lower half once the bias is taken off is the upper half.
+    assert found.value - null - found.low == pytest.approx(found.high - found.value)
+
+
+def test_people_who_are_all_linked_leave_others_open() -> None:
+    mated, left, right = np.arange(20), *np.nonzero(~np.eye(20, dtype=bool))
+    gains = link_gains(np.ones(20), np.zeros(len(left)))
+    found = global_linkability(gains, mated, left, right, null_mean=0.0)
+    assert (found.value, found.high) == (1, 1)
+    assert found.low == pytest.approx(1 - 4.381 / 24.381, abs=1e-3)  # t² / (K + t²)
+    alike = link_gains(np.ones(20), np.ones(len(left)))
+    none = global_linkability(alike, mated, left, right, null_mean=0.0)
+    assert (none.value, none.low, none.high) == (0, 0, pytest.approx(1 - found.low))
+    one = link_gains(np.ones(2), np.zeros(3))
+    alone = global_linkability(one, [0, 0], [0, 1, 2], [1, 2, 3], null_mean=0.0)
+    assert (alone.low, alone.high) == (0, 1)
+
+
 # --- subject bootstrap --------------------------------------------------------------------------
 
 
@@ -504,6 +635,16 @@ def test_coverage_of_paired_differences() -> None:
         (lambda: clustered_mean([0, -np.inf], [0, 1]), "-inf"),
         (lambda: pair_rate([0, 1], [0, 1], [0]), "right_identities must hold 2"),
         (lambda: paired_difference([0, 1], [0], [0, 1]), "2 and 1 probes"),
+        (
+            lambda: equal_error_rate(equal_errors([1.0, 0.0], [1, 0]), [0, 0], [1, 1]),
+            "no genuine pair",
+        ),
+        (
+            lambda: equal_error_difference(
+                equal_errors([1.0, 0.0], [1, 0]), equal_errors([1.0, 0.0, 0], [1, 0, 0]), [0], [1]
+            ),
+            "2 and 3 pairs",
+        ),
         (lambda: mcnemar(-1, 2), "negative"),
         (lambda: dyadic_variance([0], [0], [2, 2]), "two different identities"),
         (lambda: dyadic_variance([0], [2], [2, 2]), "outside 0..1"),

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from bench.errors import MetricError
-from bench.metrics.unlinkability import unlinkability
+from bench.metrics.unlinkability import link_gains, unlinkability
 
 # Shifted Gaussians, from the integral of the definition: shift, D_sys, AUC.
 GAUSSIANS = [
@@ -64,6 +64,20 @@ def test_auc_and_bound_on_linkers() -> None:
     gain = 2**result.maximal_linkability - 1
     for threshold in range(16):
         assert (mated > threshold).mean() <= (non_mated > threshold).mean() + gain + 1e-12
+
+
+def test_gains_add_up_to_d_sys_and_are_its_derivative() -> None:
+    rng = np.random.default_rng(6)
+    mated, non_mated = rng.normal(1, 1, 2000), rng.normal(0, 1, 6000)
+    gains = link_gains(mated, non_mated)
+    whole = unlinkability(mated, non_mated, bins=20, permutations=1).d_sys
+    assert gains.d_sys == pytest.approx(whole, abs=1e-12)
+    assert 0 <= gains.mated.min() <= gains.mated.max() <= 1
+    assert -2 <= gains.non_mated.min() <= gains.non_mated.max() <= 0
+    # One in a hundred mated scores more at the top: the mixture moves by 1 % of their gain.
+    more = unlinkability(np.append(mated, np.full(20, 9.0)), non_mated, bins=20, permutations=1)
+    top = gains.mated.max() - gains.mated.mean()
+    assert more.d_sys - whole == pytest.approx(0.01 * top, rel=0.2)
 
 
 def test_the_result_carries_its_sizes_and_repeats() -> None:

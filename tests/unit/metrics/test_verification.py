@@ -14,6 +14,7 @@ from bench.metrics.verification import (
     auc,
     det,
     eer,
+    equal_errors,
     roc,
     tar_at_far,
     threshold_at_fmr,
@@ -298,6 +299,28 @@ class TestCurves:
         crossing = np.interp(0, gap, steps)
         assert np.interp(crossing, steps, curve.fmr) == pytest.approx(rate)
         assert eer(-impostor, -genuine) == pytest.approx(rate)
+
+    @settings(deadline=None)
+    @given(scores, scores)
+    def test_errors_of_the_pairs_add_up_to_the_eer(self, genuine, impostor):
+        same = np.arange(len(genuine) + len(impostor)) < len(genuine)
+        errors = equal_errors(np.append(genuine, impostor), same)
+        rate = eer(genuine, impostor)
+        assert errors.rate == pytest.approx(rate, abs=1e-12)
+        assert errors.weights.sum() == pytest.approx(1)
+        # Both rates are equal at this threshold.
+        assert errors.wrong[same].mean() == pytest.approx(rate, abs=1e-12)
+        assert errors.wrong[~same].mean() == pytest.approx(rate, abs=1e-12)
+
+    def test_a_pair_weighs_as_much_as_its_error_moves_the_eer(self):
+        rng = np.random.default_rng(0)
+        genuine, impostor = rng.normal(6, 3, 40_000), rng.normal(0, 1, 40_000)
+        errors = equal_errors(np.append(genuine, impostor), np.arange(80_000) < 40_000)
+        # Densities at the threshold: of the impostors three times that of the genuine.
+        assert errors.weights[0] * 40_000 == pytest.approx(0.75, abs=0.03)
+        shifted = eer(np.append(genuine, np.full(400, -9.0)), impostor)
+        rise = 0.75 * 400 / 40_400 * (1 - errors.rate)
+        assert shifted - errors.rate == pytest.approx(rise, rel=0.05)
 
     def test_closed_forms(self):
         assert (eer([1.0], [0.0]), auc([1.0], [0.0])) == (0, 1)

@@ -22,6 +22,7 @@ DEFINITIONS = {
     "ssim": "ssim:wang11-valid-rgb",
     "psnr": "psnr:rgb-uint8",
     "accuracy.stored-vs-stored": "accuracy:folds-exact",
+    "eer.stored-vs-stored": "eer",
 }
 WAY = "stored-vs-stored"
 
@@ -90,12 +91,14 @@ class Maker:
             self._row(kind, columns, metric=metric, judge=judge or None, **about)
         return self
 
-    def utility(self, wrong: np.ndarray | float, **about: Any) -> Maker:
+    def utility(
+        self, wrong: np.ndarray | float, *, measure: str = "accuracy", **about: Any
+    ) -> Maker:
         """Add a defense's utility; `wrong` says of each pair whether it is decided wrongly."""
         count = len(self.left)
         missed = wrong if isinstance(wrong, np.ndarray) else np.arange(count) % 100 < 100 * wrong
         scores = np.where(self.same ^ missed, 0.9, 0.1)
-        self._row("utility", {WAY: scores}, metric=f"accuracy.{WAY}", judge=None, **about)
+        self._row("utility", {WAY: scores}, metric=f"{measure}.{WAY}", judge=None, **about)
         return self
 
     def linkage(self, strength: float, **about: Any) -> Maker:

@@ -117,6 +117,21 @@ def test_utility_has_bounds_too(tmp_path: Path) -> None:
     assert only(tmp_path, **utility, limit=0.999)[0] is Answer.BROKEN
 
 
+def test_an_eer_has_bounds_and_a_baseline(tmp_path: Path) -> None:
+    metric = f"eer.{WAY}"
+    utility = {"threat": None, "judge": None, "metric": metric}
+    maker = Maker().utility(0.05, measure="eer", **ADVFACE)
+    for limit, answer in ((0.2, "holds"), (0.06, "inconclusive"), (0.001, "broken")):
+        assert only(tmp_path, maker, **utility, limit=limit)[0] == answer
+    assert only(tmp_path, maker, **utility, limit=0.2, direction="above")[0] is Answer.BROKEN
+    path = pinned(tmp_path, maker=maker)
+    path.write_text(path.read_text() + f'\n"{metric}" = 0.1')
+    for wrong, answer in ((0.05, "holds"), (0.4, "broken")):
+        run = Maker().utility(wrong, measure="eer", **ADVFACE).file()
+        result_file.write(run, tmp_path / "run.json")
+        assert check(path, tmp_path / "run.json").answer == answer
+
+
 def test_several_seeds_are_one_sample(tmp_path: Path) -> None:
     files = [Maker(seed=seed).attack(0.05, attack="worst-case", **TRANSFER) for seed in (0, 1, 2)]
     merged = files[0].file()
@@ -156,8 +171,10 @@ def test_the_level_is_shared_among_guarantees(tmp_path: Path) -> None:
 # --- the pinned baseline -----------------------------------------------------------------------
 
 
-def pinned(folder: Path, sha256: str | None = None, **changes: Any) -> Path:
-    result_file.write(small().file(), folder / "baseline.json")
+def pinned(
+    folder: Path, sha256: str | None = None, maker: Maker | None = None, **changes: Any
+) -> Path:
+    result_file.write((maker or small()).file(), folder / "baseline.json")
     fields = {
         "file": "baseline.json",
         "sha256": sha256 or result_file.file_sha256(folder / "baseline.json"),

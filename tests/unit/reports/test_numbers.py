@@ -43,6 +43,7 @@ SSIM = "ssim:wang11-valid-rgb"
         ((0.000286, None, None, "eer"), "0.03\N{NO-BREAK SPACE}%"),
         ((802816.0, None, None, "bytes-per-record"), "802,816 B"),
         ((16.0, None, None, "bytes-per-record"), "16 B"),
+        ((16.0, 16.0, 16.0, "bytes-per-record"), "16 B exact"),
         ((0.05123, None, None, "ms-per-record"), "0.0512 ms"),
         ((None, None, None, SSIM), "–"),
     ],
@@ -62,3 +63,5 @@ def test_numbers_as_text(fields: tuple, text: str) -> None:
 def test_linkability_stands_beside_what_chance_gives(flags: str, text: str) -> None:
     found = row(0.07, None, None, "d-sys").model_copy(update={"flags": flags})
     assert str(show(found)) == text
+    bounded = found.model_copy(update={"ci_low": 0.02, "ci_high": 0.12})
+    assert str(show(bounded)) == text.replace("0.0700", "0.07 [0.02, 0.12]")

@@ -83,7 +83,8 @@ def test_one_training_that_serves_two_defenses_is_shown_once(tmp_path: Path) -> 
 
 
 def test_linkability_stands_beside_chance(found: dict[str, Plot]) -> None:
-    assert "advface: 0.20, chance 0.05 to 0.09" in found["unlinkability"].description
+    told = "advface: 0.20 [0.13, 0.27] chance 0.05\N{EN DASH}0.09"
+    assert told in found["unlinkability"].description
 
 
 def test_a_curve_keeps_its_corners_and_loses_nothing_between(found: dict[str, Plot]) -> None:

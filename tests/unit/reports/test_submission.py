@@ -129,11 +129,14 @@ KEYED = {"leak": Leak.TEMPLATE, "defense": "keyed", "defense_params": "{}"}
     ("metric", "changes", "fault"),
     [
         ("d-sys", {"value": 0.01}, "the value is 0.01, recomputed 0."),
-        ("d-sys", {"ci_low": 0.0}, "the low is 0.0, recomputed nan"),
+        ("d-sys", {"ci_low": 0.9}, "the low is 0.9, recomputed 0."),
+        ("d-sys", {"ci_low": None}, "the low is None, recomputed 0."),
         ("d-sys", {"flags": "null-mean=0.9 null-p95=0.95"}, "it is not flagged null-mean=0.0"),
         ("linkage-auc", {"ci_high": 0.5}, "the high is 0.5, recomputed 0."),
         ("renewed-linked", {"n": 7}, "n is 7, recomputed 120"),
         ("ms-per-record", {"value": 0.001}, "the value is 0.001, recomputed 5"),
+        ("ms-per-record", {"ci_low": 1.0}, "the low is 1.0, recomputed nan"),
+        ("bytes-per-record", {"ci_high": 65.0}, "the high is 65.0, recomputed 64"),
         ("storage-factor", {"cell": "gone"}, "there are no raw values behind storage-factor"),
         ("d-sys", {"cell": "cost"}, "the raw values say nothing about d-sys"),
     ],
@@ -146,6 +149,31 @@ def test_linkage_and_cost_are_taken_again(
     rows = [row.model_copy(update=changes) if row.metric == metric else row for row in file.rows]
     told = checked(tmp_path, file.model_copy(update={"rows": rows}))
     assert f"template / keyed / {metric}: {fault}" in told
+
+
+def test_an_eer_is_taken_again_with_its_interval(tmp_path: Path) -> None:
+    file = small().utility(0.05, measure="eer", **KEYED).file()
+    assert "FAIL" not in checked(tmp_path, file)
+    for changes, fault in (
+        ({"value": 0.3}, "the value is 0.3, recomputed 0.08"),
+        ({"ci_high": 0.09}, "the high is 0.09, recomputed 0.1"),
+        ({"n": 7}, "n is 7, recomputed 240"),
+    ):
+        rows = [
+            row.model_copy(update=changes) if row.definition == "eer" else row for row in file.rows
+        ]
+        told = checked(tmp_path, file.model_copy(update={"rows": rows}))
+        assert f"template / keyed / eer.stored-vs-stored: {fault}" in told
+
+
+def test_rows_that_older_versions_wrote_without_interval_are_sound(tmp_path: Path) -> None:
+    file = small().linkage(1.0, **KEYED).utility(0.05, measure="eer", **KEYED).file()
+    old = ("eer", "d-sys", "bytes-per-record", "storage-factor")
+    rows = [
+        row.model_copy(update={"ci_low": None, "ci_high": None}) if row.definition in old else row
+        for row in file.rows
+    ]
+    assert "FAIL" not in checked(tmp_path, file.model_copy(update={"rows": rows}))
 
 
 @pytest.mark.parametrize(
