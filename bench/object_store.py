@@ -169,8 +169,11 @@ class Objects:
         with _told():
             found = self._system.find(self._path(prefix), detail=True)
         start = len(self._root) + 1
+        # What was empty while it was listed, and no longer is, is reported as a directory.
         return {
-            path[start:]: File(int(about["size"]), _written(about)) for path, about in found.items()
+            path[start:]: File(int(about["size"]), _written(about))
+            for path, about in found.items()
+            if about["type"] == "file"
         }
 
     def read(self, name: str) -> bytes | None:

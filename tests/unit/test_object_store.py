@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import pytest
@@ -198,6 +199,16 @@ def test_a_url_that_cannot_be_opened_is_told(url: str, monkeypatch: pytest.Monke
     monkeypatch.setitem(sys.modules, "s3fs", None)
     with pytest.raises(UserError, match=rf"store {url} cannot be opened .*veilbench\[s3\]"):
         open_store(url)
+
+
+def test_a_folder_that_fills_while_it_is_listed_is_no_object(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def find(_: MemoryFileSystem, path: str, **__: Any) -> dict[str, Any]:
+        return {path: {"name": path, "size": 0, "type": "directory"}}
+
+    monkeypatch.setattr(MemoryFileSystem, "find", find)
+    assert held(url) == []
 
 
 # --- S3 -----------------------------------------------------------------------------------------
