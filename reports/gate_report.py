@@ -4,10 +4,8 @@ import os
 from pathlib import Path
 from xml.etree import ElementTree
 
-from bench.errors import UserError
-from bench.store import atomic_path
 from reports.gate import Answer, Finding, Verdict
-from reports.report import markdown
+from reports.report import markdown, writing_into
 from reports.run import visible
 
 
@@ -17,16 +15,9 @@ def write_files(verdict: Verdict, folder: Path) -> None:
     Raises:
         UserError: The folder cannot be written.
     """
-    texts = {"gate.xml": junit(verdict), "gate.md": markdown_summary(verdict)}
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            with atomic_path(folder / name) as path:
-                path.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be written ({error.strerror}): give another with --out."
-        ) from error
+    with writing_into(folder) as write:
+        write("gate.xml", junit(verdict))
+        write("gate.md", markdown_summary(verdict))
 
 
 def tell_github(verdict: Verdict) -> str:

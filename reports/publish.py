@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from bench import result_file
 from bench.errors import MetricError, UserError
-from bench.store import atomic_path
 from bench.threats import Threat
 from reports.literature import CONFIDENCE, Answer, answers, load_claims, points
 from reports.numbers import show
-from reports.report import MARKDOWN, RESPONSIBLE_USE, slug
+from reports.report import MARKDOWN, RESPONSIBLE_USE, slug, writing_into
 from reports.run import CEILING, FLOORS, GUESSES, UNDEFENDED, Protection, distinct_names
 from reports.samples import difference, sample
 from reports.standings import Source, combined, read_source
@@ -84,16 +83,10 @@ def publish(runs: Sequence[Path], folder: Path, claims: Sequence[Path]) -> Path:
     if len(set(names)) < len(names):
         raise UserError("Two runs are of the same suite and dataset: publish them apart.")
     page = render(sources, names, told)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with writing_into(folder) as write:
         for name, source in zip(names, sources, strict=True):
             result_file.write(source.file, folder / name)
-        with atomic_path(folder / PAGE) as path:
-            path.write_text(page, encoding="utf-8")
-    except OSError as error:
-        raise UserError(
-            f"The folder {folder} cannot be written ({error.strerror}): give another with --out."
-        ) from error
+        write(PAGE, page)
     return folder / PAGE
 
 

@@ -19,7 +19,9 @@ from urllib.parse import quote
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from bench.errors import UserError
 from bench.metrics.definitions import Definition, definitions
+from bench.store import atomic_path
 from reports.figures import Scatter, grid_figure, save, scatters
 from reports.findings import findings, scale, summary, untested
 from reports.grids import QUANTILES, RULE, Grid, grids, overviews
@@ -200,6 +202,27 @@ def replacing(target: Path) -> Iterator[Path]:
     finally:
         if made != target:
             shutil.rmtree(made, ignore_errors=True)
+
+
+@contextmanager
+def writing_into(folder: Path) -> Iterator[Callable[[str, str], None]]:
+    """Make a folder; yield a function (name, text) whose files appear complete or not at all.
+
+    Raises:
+        UserError: The folder, or a file in it, cannot be written.
+    """
+
+    def write(name: str, text: str) -> None:
+        with atomic_path(folder / name) as path:
+            path.write_text(text, encoding="utf-8")
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield write
+    except OSError as error:
+        raise UserError(
+            f"The folder {folder} cannot be written ({error.strerror}): give another with --out."
+        ) from error
 
 
 # --- templates ----------------------------------------------------------------------------------

@@ -17,17 +17,15 @@ import io
 import re
 import struct
 from array import array
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
 import numpy as np
 
-from bench.datasets.images import decode, reading, writing
+from bench.datasets.images import decode, reading
 from bench.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -70,7 +68,7 @@ def unpack(payload: bytes, *, where: str) -> Record:
     """Read the header of a payload.
 
     Args:
-        payload: What `stream_records` or `IndexedRecords.payload` returned.
+        payload: What `IndexedRecords.payload` returned.
         where: Names the record in errors.
 
     Raises:
@@ -92,28 +90,6 @@ def unpack(payload: bytes, *, where: str) -> Record:
         return Record(np.array([label], np.float32), first, second, payload[start:])
     labels = np.frombuffer(payload, "<f4", count, _HEADER.size).astype(np.float32)
     return Record(labels, first, second, payload[start:], scalar=False)
-
-
-def pack(record: Record) -> bytes:
-    """Return the payload of a record, the inverse of `unpack`."""
-    if record.scalar:
-        header = _HEADER.pack(0, record.labels[0], record.id, record.id2)
-    else:
-        header = _HEADER.pack(len(record.labels), 0.0, record.id, record.id2)
-        header += record.labels.astype("<f4").tobytes()
-    return header + record.image
-
-
-def stream_records(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield the byte offset and the payload of every record, in the order of the file.
-
-    Raises:
-        DataError: The file is truncated or is not RecordIO; names the offset.
-    """
-    with reading(path) as stream:
-        size = _size(stream)
-        while (offset := stream.tell()) < size:
-            yield offset, _read(stream, size, path)
 
 
 class IndexedRecords:
@@ -218,49 +194,6 @@ class IndexedRecords:
 
     def _where(self, key: int) -> str:
         return f"{self._path}, record {key}"
-
-
-@contextmanager
-def writing_records(
-    path: Path, index: Path | None = None
-) -> Iterator[Callable[[int, bytes], None]]:
-    """Write a `.rec` and its `.idx`; each appears complete or not at all.
-
-    Args:
-        path: The `.rec` file to write or to replace.
-        index: The `.idx` file; by default the one beside `path`.
-
-    Yields:
-        A function that writes one record from its key and its payload.
-
-    Raises:
-        DataError: The system refuses to write, or a payload is larger than `MAX_PAYLOAD`.
-    """
-    with writing(path) as records, writing(index or path.with_suffix(".idx")) as lines:
-
-        def write(key: int, payload: bytes) -> None:
-            if len(payload) > MAX_PAYLOAD:
-                raise DataError(
-                    f"{path}, record {key} would have {len(payload):,} bytes where at most "
-                    f"{MAX_PAYLOAD:,} are read: encode its image smaller."
-                )
-            lines.write(b"%d\t%d\n" % (key, records.tell()))
-            records.write(_framed(payload))
-
-        yield write
-
-
-def _framed(payload: bytes) -> bytes:
-    """Return a payload as its parts, each with magic, flag and length, padded at the end."""
-    words = np.frombuffer(payload, "<u4", len(payload) // 4)
-    cuts = [4 * int(place) for place in np.flatnonzero(words == _MAGIC_NUMBER)]
-    starts, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(payload)]
-    flags = [_FIRST, *[_MIDDLE] * (len(cuts) - 1), _LAST] if cuts else [_WHOLE]
-    framed = [
-        _MAGIC + struct.pack("<I", flag << _LENGTH_BITS | end - start) + payload[start:end]
-        for flag, start, end in zip(flags, starts, ends, strict=True)
-    ]
-    return b"".join(framed) + bytes(-len(payload) % 4)
 
 
 def _size(stream: BinaryIO) -> int:

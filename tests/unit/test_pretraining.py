@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from record_files import pack, write_records
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
 from typer.testing import CliRunner
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from bench import pretraining, training
 from bench.arcface import ArcFace
 from bench.cli import app
-from bench.datasets.recordio import Record, pack, writing_records
+from bench.datasets.recordio import Record
 from bench.errors import DataError, UserError
 from bench.leaks import Leak
 from bench.pretraining import PRESETS, FaceSet, pretrain
@@ -45,10 +46,11 @@ def records(tmp_path: Path) -> Path:
     """Six images of three people as insightface packs them."""
     path = tmp_path / "train.rec"
     random = np.random.default_rng(0)
-    with writing_records(path) as write:
-        for key, person in enumerate(PEOPLE):
-            image = random.integers(0, 256, (112, 112, 3), dtype=np.uint8)
-            write(key, pack(Record(np.array([person], np.float32), key, 0, encoded(image))))
+    made = []
+    for key, person in enumerate(PEOPLE):
+        image = random.integers(0, 256, (112, 112, 3), dtype=np.uint8)
+        made.append(pack(Record(np.array([person], np.float32), key, 0, encoded(image))))
+    write_records(path, enumerate(made))
     return path
 
 
@@ -198,9 +200,8 @@ def test_what_cannot_be_trained_is_refused(records: Path, tmp_path: Path) -> Non
 
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "large.rec"
-    with writing_records(path) as write:
-        for key in range(2):
-            image = encoded(np.zeros((128, 112, 3), np.uint8))
-            write(key, pack(Record(np.array([key], np.float32), key, 0, image)))
+    image = encoded(np.zeros((128, 112, 3), np.uint8))
+    made = [pack(Record(np.array([key], np.float32), key, 0, image)) for key in range(2)]
+    write_records(path, enumerate(made))
     with pytest.raises(DataError, match="has 128x112 pixels where 112x112 belong"):
         run(path, tmp_path / "made.safetensors")

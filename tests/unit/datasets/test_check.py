@@ -9,13 +9,14 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from record_files import pack, write_records
 
 from bench import cli
 from bench.assets import installed_file
 from bench.datasets import check as module
 from bench.datasets.check import check, fingerprint, near_duplicates, normalised, read_set
 from bench.datasets.images import load
-from bench.datasets.recordio import Record, pack, writing_records
+from bench.datasets.recordio import Record
 from bench.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ def bin_file(path: Path, images: list[bytes], same: list[bool]) -> Path:
 
 
 def rec_file(path: Path, images: list[tuple[int, bytes]]) -> Path:
-    with writing_records(path) as write:
-        for key, (person, data) in enumerate(images):
-            write(key, pack(Record(np.array([person], np.float32), key, 0, data)))
+    records = [
+        Record(np.array([who], np.float32), key, 0, data) for key, (who, data) in enumerate(images)
+    ]
+    write_records(path, enumerate(map(pack, records)))
     return path
 
 

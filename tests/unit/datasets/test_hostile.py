@@ -17,20 +17,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 from PIL import Image
+from record_files import MAGIC, pack, write_records
 
 from bench.assets import installed_file
 from bench.datasets.ijb import read_faces, read_landmarks, read_template_pairs, read_templates
-from bench.datasets.images import decode
 from bench.datasets.insightface_bin import read_bin
 from bench.datasets.pairs import file_name, parse_pairs
-from bench.datasets.recordio import (
-    IndexedRecords,
-    Record,
-    pack,
-    stream_records,
-    unpack,
-    writing_records,
-)
+from bench.datasets.recordio import IndexedRecords, Record
 from bench.errors import DataError
 
 if TYPE_CHECKING:
@@ -101,7 +94,6 @@ def read_numpy_bin(folder: Path) -> None:
 
 
 def rec_corpus(folder: Path) -> list[Files]:
-    magic = struct.pack("<I", 0xCED7230A)
     head = Record(np.array([5, 6], np.float32), 0, 0, b"", scalar=False)
     images = [
         Record(np.array([person, 1], np.float32), person, 0, image, scalar=False)
@@ -110,14 +102,12 @@ def rec_corpus(folder: Path) -> list[Files]:
     last = Record(np.array([1, 5], np.float32), 0, 0, b"", scalar=False)
     training = [pack(record) for record in (head, *images, last)]
     plain = [pack(Record(np.array([3], np.float32), 1, 2, image)) for image in faces()]
-    tricky = [magic * 3, b"1234" + magic + b"56", bytes(24) + magic + faces()[0]]
+    tricky = [MAGIC * 3, b"1234" + MAGIC + b"56", bytes(24) + MAGIC + faces()[0]]
     return [_records(folder, payloads) for payloads in (training, plain, tricky)]
 
 
 def _records(folder: Path, payloads: list[bytes]) -> Files:
-    with writing_records(folder / "train.rec") as write:
-        for key, payload in enumerate(payloads):
-            write(key, payload)
+    write_records(folder / "train.rec", enumerate(payloads))
     return {name: (folder / name).read_bytes() for name in ("train.rec", "train.idx")}
 
 
@@ -126,14 +116,6 @@ def read_records(folder: Path) -> None:
     for key in records.image_keys():
         records.image(int(key))
         records.identity(int(key))
-
-
-def stream_all_records(folder: Path) -> None:
-    for _ in stream_records(folder / "train.rec"):
-        pass
-    for offset, payload in stream_records(folder / "train.rec"):
-        if image := unpack(payload, where=f"byte {offset}").image:
-            decode(image, where=f"byte {offset}")
 
 
 def pairs_corpus(folder: Path) -> list[Files]:
@@ -186,8 +168,7 @@ def read_ijb(folder: Path) -> None:
 FORMATS = {
     "bin": Format(bin_corpus, read_plain_bin),
     "bin with numpy": Format(bin_corpus, read_numpy_bin),
-    "records by key": Format(rec_corpus, read_records),
-    "records in order": Format(rec_corpus, stream_all_records),
+    "records": Format(rec_corpus, read_records),
     "pairs": Format(pairs_corpus, read_pairs),
     "ijb": Format(ijb_corpus, read_ijb),
 }
