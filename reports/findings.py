@@ -12,9 +12,9 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
 from bench.curves import MORE_BUDGET_HELPS
-from bench.threats import WEAKER, Threat
+from bench.threats import Threat
 from reports.numbers import interval, number, show
-from reports.run import CEILING, FLOORS, GUESSES, WORST_CASE, Line, Protection, Run, guesses
+from reports.run import CEILING, FLOORS, GUESSES, WORST_CASE, Line, Protection, Run, floors
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -239,18 +239,8 @@ def _bare(run: Run, protection: Protection) -> Line | None:
 def _floor(
     run: Run, protection: Protection, threat: Threat | None, metric: str, judge: str | None
 ) -> Row | None:
-    """Return what chance scores in the place of a worst case: the highest floor.
-
-    The best of several attacks is compared with the best of as many guesses.
-    """
-    weaker = {threat, *(WEAKER[threat] if threat else ())}
-    met = [x for x in run.attacks(protection) if x.threat in weaker and not x.failure]
-    of_seed = [line for line in run.references if line.seed == protection.seed]
-    lines = [line for line in of_seed if line.attack in FLOORS]
-    best_of = [line for line in of_seed if line.attack == GUESSES and guesses(line) >= len(met)]
-    if len(met) > 1 and best_of:
-        lines.append(min(best_of, key=guesses))
-    found = (line.row(metric, judge) for line in lines)
+    """Return what chance scores in the place of a worst case: the highest floor."""
+    found = (line.row(metric, judge) for line in floors(run.lines, protection, threat))
     return max((row for row in found if row), key=number, default=None)
 
 

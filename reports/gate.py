@@ -3,8 +3,10 @@
 A guarantee is a bound on one number, or "not worse than the pinned baseline by more than a
 tolerance". It *holds* if the one-sided confidence interval of the number lies on the good side of
 the limit, is *broken* if the opposite one lies on the bad side, and is *inconclusive* otherwise:
-few probes prove nothing in either direction. Over all guarantees the level is shared by Holm's
-step-down, so that a gate of many guarantees raises a false alarm no more often than one of one.
+few probes prove nothing in either direction. A worst case is the best of several attacks: where as
+many blind guesses reach the limit, the answer says so. Over all guarantees the level is shared by
+Holm's step-down, so that a gate of many guarantees raises a false alarm no more often than one of
+one.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from bench.results import Row
 from bench.threats import Threat
 from reports.places import Place, UntestedError, rows_of
 from reports.ratios import Ratio, ratio_estimate
-from reports.run import WORST_CASE, distinct_names, visible
+from reports.run import WORST_CASE, Protection, distinct_names, floors, group_lines, visible
 from reports.samples import Sample, difference, estimate, sample
 
 Alpha = Annotated[float, Field(gt=0, lt=0.5)]
@@ -111,6 +113,7 @@ class Claim:
         min_n: Fewer trials prove nothing.
         estimate: The number with its two-sided interval, by confidence; None if there is none.
         reason: Why there is none.
+        chance: What as many blind guesses reach, where the number is a worst case.
     """
 
     name: str
@@ -121,6 +124,7 @@ class Claim:
     min_n: int
     estimate: Callable[[float], Estimate] | None
     reason: str = ""
+    chance: float | None = None
 
 
 @dataclass(frozen=True)
@@ -282,6 +286,8 @@ def _finding(claim: Claim, holds: bool, broken: bool) -> Finding:
         sentence += ": not at the level that it shares with the other guarantees"
     elif answer is Answer.INCONCLUSIVE:
         sentence += ": the interval reaches the limit, more probes would tell"
+    if claim.chance is not None and claim.chance >= claim.limit:
+        sentence += f"; blind guesses reach {claim.chance:.4g}: no defense keeps this limit"
     return Finding(claim, answer, sentence)
 
 
@@ -330,7 +336,22 @@ def _bound(guarantee: Guarantee, run: ResultFile) -> Claim:
         found = sample(run, rows)
     except (UntestedError, MetricError) as error:
         return Claim(*common, None, str(error))
-    return Claim(*common, lambda confidence: estimate(found, confidence))
+    chance = _chance(rows, run) if guarantee.direction == "below" else None
+    return Claim(*common, lambda confidence: estimate(found, confidence), chance=chance)
+
+
+def _chance(rows: Sequence[Row], run: ResultFile) -> float | None:
+    """Return what as many blind guesses as there are attacks reach in the place of a worst case."""
+    lines = group_lines(run.rows)
+    found = [
+        floor.value(row.metric, row.judge)
+        for row in rows
+        if row.attack == WORST_CASE and row.leak is not None and row.defense is not None
+        for floor in floors(
+            lines, Protection(row.leak, row.defense, row.defense_params, row.seed), row.threat
+        )
+    ]
+    return max(found, default=None)
 
 
 def _ratio(ratio: Ratio, folder: Path) -> Claim:

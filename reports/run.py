@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 from bench import results
 from bench.curves import Curve
 from bench.errors import UserError, first_fault
-from bench.threats import Threat
+from bench.threats import WEAKER, Threat
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -378,6 +378,27 @@ def group_lines(rows: Iterable[Row]) -> list[Line]:
             protection = Protection(row.leak, row.defense, row.defense_params, row.seed)
         groups[protection, row.attack, row.attack_params, row.threat, row.seed].append(row)
     return [Line(*key, rows=tuple(members)) for key, members in groups.items()]
+
+
+def floors(lines: Iterable[Line], protection: Protection, threat: Threat | None) -> list[Line]:
+    """Return what chance scores in the place of a worst case.
+
+    The references that show nobody in particular; and, since the best of several attacks is above
+    each of them, the best of as many guesses.
+    """
+    within = {threat, *(WEAKER[threat] if threat else ())}
+    found, best_of, met = [], [], 0
+    for line in lines:
+        if line.protection == protection:
+            attacked = line.attack not in {None, WORST_CASE} and line.threat in within
+            met += attacked and not line.failure
+        elif line.protection is None and line.seed == protection.seed:
+            if line.attack in FLOORS:
+                found.append(line)
+            elif line.attack == GUESSES:
+                best_of.append(line)
+    enough = [line for line in best_of if guesses(line) >= met]
+    return [*found, min(enough, key=guesses)] if met > 1 and enough else found
 
 
 def guesses(line: Line) -> int:

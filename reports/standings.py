@@ -20,13 +20,13 @@ from bench.threats import Threat
 from reports.numbers import interval, number
 from reports.ranking import ranks
 from reports.run import (
-    FLOORS,
     UNDEFENDED,
     Line,
     Protection,
     Run,
     RunInfo,
     distinct_names,
+    floors,
     group_lines,
 )
 from reports.samples import Sample, estimate, sample
@@ -244,14 +244,16 @@ def boards(sources: Sequence[Source], settings: Settings) -> list[Board]:
         (item.defense, item.parameters) for source in sources for item in source.run.protections
     )
     contests: dict[Contest, list[Standing]] = defaultdict(list)
-    floors: dict[Contest, dict[str, Row]] = defaultdict(dict)
+    chance: dict[Contest, dict[str, Row]] = defaultdict(dict)
     for source in sources:
         for contest, standing in _standings(source, settings, names):
             contests[contest].append(standing)
-            floors[contest].update(_floors(source.run, contest.judge))
+            for name, row in _floors(standing, contest).items():
+                known = chance[contest].get(name, row)
+                chance[contest][name] = max(known, row, key=number)
     order = (Threat.ADAPTIVE, Threat.INSIDER, Threat.QUERY, Threat.SCORE, Threat.TRANSFER)
     return [
-        _board(contest, contests[contest], tuple(floors[contest].items()))
+        _board(contest, contests[contest], tuple(chance[contest].items()))
         for contest in sorted(
             contests, key=lambda x: (x.dataset, x.leak, order.index(x.threat), x[4:])
         )
@@ -465,10 +467,15 @@ def _raised_in_vain(run: Run, best: Line, others: Sequence[Line]) -> bool:
     return False
 
 
-def _floors(run: Run, judge: str) -> dict[str, Row]:
-    found = {}
-    for line in run.references:
-        row = line.row(HEADLINE, judge or None)
-        if line.attack in FLOORS and row is not None:
-            found[run.attack_name(line)] = row
-    return found
+def _floors(standing: Standing, contest: Contest) -> dict[str, Row]:
+    """Return what chance scores in the place of a standing's worst case, by name."""
+    run = standing.source.run
+    lines: dict[str, list[Line]] = defaultdict(list)
+    for item in standing.protections:
+        for line in floors(run.lines, item, contest.threat):
+            lines[run.attack_name(line)].append(line)
+    found = {
+        name: combined(standing.source, members, HEADLINE, contest.judge or None)
+        for name, members in lines.items()
+    }
+    return {name: row for name, row in found.items() if row is not None}

@@ -68,6 +68,17 @@ def test_the_same_guarantee_holds_under_transfer_and_is_broken_under_adaptive(
     assert sentence.startswith("0.9, guaranteed below 0.3 (one-sided 95% bounds 0.")
 
 
+def test_a_limit_on_a_worst_case_that_as_many_guesses_reach_is_told(tmp_path: Path) -> None:
+    maker = small().attack(0.04, attack="hill-climb", **TRANSFER)
+    guesses = {"attack": "best-of-guesses", "attack_params": '{"guesses": 2}'}
+    maker.attack(0.1, **guesses)
+    told = "; blind guesses reach 0.1: no defense keeps this limit"
+    assert only(tmp_path, maker, limit=0.08)[1].endswith(told)
+    assert not only(tmp_path, maker)[1].endswith(told)
+    # A single attack is not the best of two guesses.
+    assert not only(tmp_path, maker, limit=0.08, attack="unet")[1].endswith(told)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [

@@ -109,6 +109,23 @@ def test_there_is_a_table_per_dataset_leak_and_threat(folder: Path) -> None:
     assert [name for name, _ in found[0].floors] == ["mean-face", "other-person"]
 
 
+def test_the_best_of_several_attacks_stands_beside_the_best_of_as_many_guesses(
+    tmp_path: Path,
+) -> None:
+    maker = Maker().references()
+    maker.attack(0.02, attack="best-of-guesses", attack_params='{"guesses": 2}')
+    defended("mine", 0.1, maker)
+    defended("other", 0.1, maker)
+    other = {"leak": Leak.FEATURES, "defense": "other", "threat": Threat.ADAPTIVE}
+    maker.attack(0.1, attack="gradient", **other)
+    result_file.write(started(maker.file(), "2026-01-01"), tmp_path / "a.json")
+    (board,) = boards(*read_folder(tmp_path))
+    assert [name for name, _ in board.floors] == ["mean-face", "other-person", "best-of-guesses"]
+    floor = dict(board.floors)["best-of-guesses"]
+    assert floor.value == pytest.approx(0.02, abs=0.01)
+    assert floor.n == 120
+
+
 def test_ranks_are_shared_where_probes_cannot_tell(adaptive: Board) -> None:
     placed = [(x.rank, x.name[:7]) for x in adaptive.standings]
     assert placed == [(1, "mine"), (1, "other"), (3, "<script"), (4, "advface"), (4, "none")]
