@@ -87,7 +87,7 @@ def forward(images: Tensor, channels: Sequence[int] = ALL) -> Tensor:
     kept = torch.tensor(channels, device=images.device)
     axis = _axis_matrix().to(images.device, images.dtype)
     # JPEG's offset of 128 on luma is subtracted; chroma is centered already.
-    colors = _to_ycbcr(images) * 255
+    colors = to_ycbcr(images) * 255
     colors[:, 0] -= 128
     made = images.new_empty(len(images), 3, len(kept), SIDE, SIDE)
     across = axis[kept % BLOCK].mT
@@ -225,7 +225,8 @@ def _solution() -> tuple[Tensor, Tensor, Tensor]:
     return axis @ basis, basis, weight
 
 
-def _to_ycbcr(images: Tensor) -> Tensor:
+def to_ycbcr(images: Tensor) -> Tensor:
+    """Return JPEG's brightness and centered colors of RGB (N, 3, H, W), in the same units."""
     return torch.einsum("oc,ncxy->noxy", _YCBCR.to(images.device, images.dtype), images)
 
 

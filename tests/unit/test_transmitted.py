@@ -32,6 +32,7 @@ from defenses.frequency.minusface import MinusFace
 from defenses.frequency.partialface import PartialFace
 from defenses.frequency.ppfr_fd import PPFRFD
 from defenses.instahide import InstaHide
+from defenses.ldp_slicing import LDPSlicing
 from defenses.scramble import BlockShuffle
 
 if TYPE_CHECKING:
@@ -380,6 +381,29 @@ def test_minusface_learns_to_regenerate(scene: Defender, faces: Tensor) -> None:
         made = block_dct.decode(defense.regenerate(block_dct.forward(faces[:3])))
     # Nothing regenerated is mid-gray.
     assert (made - faces[:3]).abs().mean() < (128 / 255 - faces[:3]).abs().mean()
+
+
+def test_ldp_slicing_tells_bits_truly_as_often_as_its_budget_says(
+    scene: Defender, faces: Tensor
+) -> None:
+    defense = LDPSlicing(epsilon=20).setup(scene)
+    budgets = defense.budgets()
+    assert float(budgets.sum()) == pytest.approx(20)
+    # Four times the weight, or two bits higher, is twice the budget.
+    torch.testing.assert_close(budgets[0], 2 * budgets[1])
+    torch.testing.assert_close(budgets[:, 2:], 2 * budgets[:, :-2])
+    truth = LDPSlicing(epsilon=1e6).setup(scene).protect(faces, generator=draws())
+    told = defense.protect(faces, generator=draws())
+    bits = 2 ** torch.arange(8)[:, None, None, None, None]
+    same = (255 * truth).round().int() & bits == (255 * told).round().int() & bits
+    found = same.float().mean((1, 3, 4)).T
+    torch.testing.assert_close(found, budgets.sigmoid(), rtol=0, atol=0.01)
+
+
+def test_ldp_slicing_removes_the_mean_of_every_square(scene: Defender, faces: Tensor) -> None:
+    record = LDPSlicing(epsilon=1e6).setup(scene).protect(faces, generator=draws())
+    squares = functional.avg_pool2d(255 * record, 2)
+    assert (squares - 128).abs().max() <= 0.5
 
 
 def test_instahide_mixes_two_images_with_random_signs(scene: Defender, faces: Tensor) -> None:
