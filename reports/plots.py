@@ -458,7 +458,7 @@ def _linkability(run: Run) -> Plot | None:
     values = np.array([number(row) for _, row in found])
     ends = np.abs(np.array([interval(row) for _, row in found]).T - values)
     axes.barh(places, values, color=LINES[0], height=0.6, label="D_sys")
-    axes.errorbar(values, places, xerr=ends, fmt="none", color="grey", label="95 % interval")
+    axes.errorbar(values, places, xerr=ends, fmt="none", color=LINES[1], label="95 % interval")
     chances = [null(row) or (np.nan, np.nan) for _, row in found]
     for place, chance in enumerate(chances):
         label = "chance: mean to 95th percentile" if place == 0 else None
