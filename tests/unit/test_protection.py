@@ -13,6 +13,7 @@ from torch import Tensor
 from bench.leaks import Leak
 from bench.registry import DEFENSES
 from bench.world import seeded
+from defenses.advface import balanced_pairs
 from defenses.base import Defender, Defense, draw_like
 
 if TYPE_CHECKING:
@@ -273,6 +274,16 @@ def test_calibration_finds_the_largest_eps_for_a_drop(world: World) -> None:
     fresh = defense.fresh()
     assert fresh.eps == found
     assert fresh.accuracy_drop is None
+
+
+def test_half_of_the_pairs_behind_the_accuracy_show_one_person() -> None:
+    people = np.array(["a"] * 3 + [f"p{number}" for number in range(50)])
+    left, right, same = balanced_pairs(people, 0)
+    assert sorted(zip(left[same], right[same], strict=True)) == [(0, 1), (0, 2), (1, 2)]
+    assert len(same) == 6
+    assert np.array_equal(people[left] == people[right], same)
+    with pytest.raises(ValueError, match="two photos of one person"):
+        balanced_pairs(people[3:], 0)
 
 
 def test_the_map_of_advface_takes_five_times_the_image(fit: Fit, maps: Tensor) -> None:
