@@ -226,10 +226,11 @@ def equal_error_rate(
     exception leave open; perfect separation of few people is no certainty.
 
     Of simulated intervals at 95 % (normal scores, effects of identities, 300 sets each) 96 to 99 %
-    contained an EER of .01, and 94 to 98 % one of .05 to .3. With the percentiles of
-    `vertex_bootstrap` it was 72 to 79 % at .01 where all pairs of 15 to 60 people count. For 300
-    listed pairs that hardly share an identity, percentiles are 1.4 times as far apart as the ends
-    here: the product of two resampled weights varies three times as much as one.
+    contained an EER of .01, and 94 to 99 % one of .05 to .3; 90 % one of .2 where 20 people differ
+    as impostors as much as pairs do. With the percentiles of `vertex_bootstrap` it was 72 to 79 %
+    at .01 where all pairs of 15 to 60 people count. For 300 listed pairs that hardly share an
+    identity, percentiles are 1.4 times as far apart as the ends here: the product of two resampled
+    weights varies three times as much as one.
 
     Args:
         errors: What `equal_errors` returns.
@@ -273,7 +274,7 @@ def global_linkability(
     towards 0 or 1, than the one that as many identities without a single exception leave open.
 
     Of simulated intervals at 95 % (normal scores, with and without effects of identities, true
-    D_sys 0 to .86, 100 to 150 sets each) 95 to 100 % contained the truth for 15 to 400 people, and
+    D_sys 0 to .86, 100 to 150 sets each) 94 to 100 % contained the truth for 15 to 400 people, and
     89 to 99 % for 6. The percentiles of a bootstrap over identities never contained a D_sys of 0;
     corrected by the mean of the bootstrap, or by the jackknife, they did in 60 to 87 %.
 
