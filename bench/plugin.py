@@ -20,6 +20,7 @@ from bench.errors import UserError, first_fault
 PLUGIN_CODE = (
     "attacks.",
     "defenses.",
+    "bench.arcface",
     "bench.networks",
     "bench.subspace",
     "bench.training",

@@ -140,7 +140,7 @@ def _setting(source: Source) -> str:
         f"{len(probes)} probes of {people} people, {len(seeds)} "
         f"{'seed' if len(seeds) == 1 else 'seeds'}. Judges: {judges}; reconstructions are searched "
         f"in a gallery of {' or '.join(sorted(sizes)) or 'no'} people that holds another photo of "
-        f"everybody. Device {run.info.device}, {run.info.seconds / 60:.0f} minutes."
+        f"everybody. Device {run.info.device}."
     )
 
 
