@@ -21,7 +21,8 @@ class IoMURP(Keyed):
     """Where the product of permuted templates is largest in a window (Jin et al., IEEE TIFS 2018).
 
     Leaks: template. Secret: the permutations. Score: share of equal indices. Known weakness: as
-    `iom-grp`; an index points at numbers that are large together. Source: the paper's reference
+    `iom-grp`; an index points at numbers that are large together, and with the key the pairs that
+    won give the template back but for its sign. Source: the paper's reference
     code xingbod/IoM-Hashing; parameters of Cryptology-Algorithm-Lab/Analysis_LSH.
 
     Args:
