@@ -104,6 +104,13 @@ def test_retrieval_reads_records_of_any_shape(own: Tensor) -> None:
     assert torch.equal(attack.reconstruct(records[3:5]), own[3:5])
 
 
+def test_retrieval_holds_no_copy_of_the_records(own: Tensor) -> None:
+    records = normal(len(own), 30)
+    attack = fitted("retrieval", queried(own, records))
+    assert attack.blocks[0].data_ptr() == records.data_ptr()
+    assert sum(len(block) for block in attack.blocks) == len(own)
+
+
 # --- gradient -----------------------------------------------------------------------------------
 
 
