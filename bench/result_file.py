@@ -242,6 +242,7 @@ def write(file: ResultFile, target: Path) -> None:
     """
     data = file.model_dump_json(indent=None).encode()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         with atomic_path(target) as path:
             path.write_bytes(gzip.compress(data, mtime=0) if target.suffix == ".gz" else data)
     except OSError as error:
@@ -272,7 +273,11 @@ def read(path: Path, sha256: str | None = None) -> ResultFile:
             )
         document = json.loads(_unpacked(data) if path.suffix == ".gz" else data)
         return ResultFile.model_validate(_upgraded(path, document))
-    except (OSError, ValueError, RecursionError, zlib.error, EOFError) as error:
+    except OSError as error:
+        raise DataError(
+            f"{path} cannot be read ({error.strerror or error}): write one with veilbench submit."
+        ) from error
+    except (ValueError, RecursionError, zlib.error, EOFError) as error:
         raise DataError(
             f"{path} is no result file ({_first_line(error)}): write one with veilbench submit."
         ) from error

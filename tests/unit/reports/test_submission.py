@@ -55,7 +55,7 @@ def test_an_old_version_is_brought_up_step_by_step(
     assert result_file.read(path) == file
 
 
-@pytest.mark.parametrize("name", ["r.json", "r.json.gz"])
+@pytest.mark.parametrize("name", ["r.json", "r.json.gz", "new/folder/r.json"])
 def test_a_file_comes_back_as_it_was(tmp_path: Path, name: str) -> None:
     file = small().file()
     result_file.write(file, tmp_path / name)
@@ -253,6 +253,11 @@ def test_a_file_whose_parts_do_not_fit_is_refused(
     (tmp_path / "r.json").write_text(json.dumps(document))
     with pytest.raises(UserError, match=message):
         result_file.read(tmp_path / "r.json")
+
+
+def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\): "):
+        result_file.read(tmp_path / "none.json")
 
 
 def test_a_bomb_is_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
