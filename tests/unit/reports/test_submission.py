@@ -256,7 +256,7 @@ def test_a_file_whose_parts_do_not_fit_is_refused(
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file or directory\): "):
+    with pytest.raises(UserError, match=r"none\.json cannot be read \(No such file"):
         result_file.read(tmp_path / "none.json")
 
 
