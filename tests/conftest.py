@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +37,36 @@ def pytest_configure() -> None:
     keep_freed_memory()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
+
+
+SERVER = """
+from moto.server import DomainDispatcherApplication, create_backend_app
+from werkzeug.serving import make_server
+
+# One request at a time: moto checks and writes in two steps, which S3 does in one.
+server = make_server("127.0.0.1", 0, DomainDispatcherApplication(create_backend_app))
+print(server.port, flush=True)
+server.serve_forever()
+"""
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Return the URL of an empty bucket of S3, as moto plays it in a process of its own."""
+    for package in ("s3fs", "moto", "flask", "flask_cors"):
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{package} is not installed: s3fs, moto[s3], flask, flask-cors")
+    command = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as server:
+        assert server.stdout is not None
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{int(server.stdout.readline())}")
+        for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+            monkeypatch.setenv(name, "testing")
+        monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        make = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
+        subprocess.run([sys.executable, "-c", make], check=True)
+        yield "s3://bucket"
+        server.kill()
 
 
 @pytest.fixture(scope="session")

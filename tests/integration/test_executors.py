@@ -21,6 +21,7 @@ from attacks.retrieval import Retrieval
 from bench import executors
 from bench import store as store_module
 from bench.errors import UserError
+from bench.object_store import ObjectStore
 from bench.plan import Suite, parse_suite
 from bench.profile import profile
 from bench.registry import ATTACKS, RECOGNIZERS, load_plugin
@@ -103,9 +104,17 @@ def test_processes_give_the_rows_of_one_process(rows: list[Row], tmp_path: Path)
     importlib.util.find_spec("ray") is None, reason="ray is not installed: veilbench[ray]"
 )
 @pytest.mark.filterwarnings("ignore")
-def test_ray_gives_the_rows_of_one_process(rows: list[Row], tmp_path: Path) -> None:
-    run(tiny(), tmp_path, Store(tmp_path / "store"), executor="ray", count=2)
-    assert timeless(read(tmp_path)) == rows
+@pytest.mark.parametrize("place", ["folder", "bucket"])
+def test_ray_gives_the_rows_of_one_process(
+    place: str, rows: list[Row], tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """The workers find the store by its name alone; of a bucket they keep copies of their own."""
+    if place == "folder":
+        store = Store(tmp_path / "store")
+    else:
+        store = ObjectStore(f"{request.getfixturevalue('bucket')}/store", tmp_path / "copies")
+    run(tiny(), tmp_path / "out", store, executor="ray", count=2)
+    assert timeless(read(tmp_path / "out")) == rows
 
 
 def test_without_ray_one_sentence_says_what_to_install(
