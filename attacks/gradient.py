@@ -39,15 +39,16 @@ class Gradient(Attack):
     among each other: whoever knows more can always do what an attacker under `transfer` does.
 
     Faces are mean + sum of principal components of the attacker's images; loss 1 - cosine, with a
-    pull towards the mean face; Adam; random mirror images and shifts, over which a face must hold,
-    so that it convinces other networks too. Of several restarts the one that ends nearest counts.
-    All probes of a batch are searched at once and do not influence each other.
+    pull towards the start, the likeness that a ridge regression reads from the embedding; Adam;
+    random mirror images and shifts, over which a face must hold, so that it convinces other
+    networks too. Of several restarts the one that ends nearest counts. All probes of a batch are
+    searched at once and do not influence each other.
 
     Args:
         components: Principal components, at most the number of attacker images less one.
         steps: Optimiser steps; each is one forward and one backward pass of the recogniser.
         rate: Learning rate, in deviations of a component; it falls to 0 along a cosine.
-        prior: Weight of the mean squared component, in deviations.
+        prior: Weight of the mean squared way from the start, in deviations.
         shift: Largest shift in pixels, in both directions.
         restarts: Searches for each record; all but the first start a deviation beside the usual.
     """
@@ -55,7 +56,7 @@ class Gradient(Attack):
     leaks = frozenset({Leak.FEATURES, Leak.TEMPLATE})
     threats = frozenset({Threat.TRANSFER, Threat.ADAPTIVE, Threat.INSIDER})
 
-    components: Annotated[int, Field(ge=1)] = 300
+    components: Annotated[int, Field(ge=1)] = 600
     steps: Annotated[int, Field(ge=0)] = 60
     rate: Annotated[float, Field(gt=0)] = 0.15
     prior: Annotated[float, Field(ge=0)] = 1.5
@@ -110,10 +111,6 @@ class Gradient(Attack):
         """Return coordinates (N, K), of about unit deviation, of faces near images."""
         return self.space.coordinates(images)
 
-    def center(self, start: Tensor) -> Tensor:
-        """Return the coordinates (N, K) that the prior pulls to: those of the mean face."""
-        return torch.zeros_like(start)
-
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the faces found."""
         target = functional.normalize(self.target(records), dim=1)
@@ -122,7 +119,7 @@ class Gradient(Attack):
         best, least = start, torch.full((len(start),), torch.inf, device=start.device)
         for number in range(self.restarts):
             beside = start + torch.randn_like(start) if number else start
-            found, distance = self._search(beside, wanted)
+            found, distance = self._search(beside, start, wanted)
             nearer = distance < least
             best = torch.where(nearer[:, None], found, best)
             least = torch.where(nearer, distance, least)
@@ -145,17 +142,18 @@ class Gradient(Attack):
             )
         return target
 
-    def _search(self, start: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _search(self, start: Tensor, near: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
         """Return the coordinates (N, K) found, and their last losses (N,).
 
         Args:
             start: (N, K) coordinates to start at.
+            near: (N, K) coordinates that the prior pulls to.
             wanted: (N, D) what the faces' embeddings must be, or become.
         """
         z = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=self.rate)
         losses = torch.zeros(len(z), device=z.device)
-        aims = list(zip(wanted.split(BATCH), self.center(start).split(BATCH), strict=True))
+        aims = list(zip(wanted.split(BATCH), near.split(BATCH), strict=True))
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.rate * falling(step / self.steps)
             optimizer.zero_grad()
@@ -163,12 +161,12 @@ class Gradient(Attack):
             parts = []
             # Batches that fit in the processor's cache are faster than all probes at once.
             with torch.enable_grad():
-                for part, (aim, near) in zip(z.split(BATCH), aims, strict=True):
+                for part, (aim, usual) in zip(z.split(BATCH), aims, strict=True):
                     found = self.recognizer.embed(move(self.faces(part)))
                     if self.encode is not None:
                         found = self.encode(found)
                     distance = 1 - functional.cosine_similarity(found, aim)
-                    loss = distance + self.prior * (part - near).square().mean(1)
+                    loss = distance + self.prior * (part - usual).square().mean(1)
                     # A sum over probes: each has its own gradient, whatever else is in the batch.
                     loss.sum().backward()
                     parts.append(loss.detach())

@@ -27,9 +27,8 @@ class Latent(Gradient):
 
     The generator is trained on the attacker's own images: a decoder of clean embeddings with pixel
     and SSIM losses, and the principal components of what it leaves out of those images. The search
-    starts at the face that the decoder paints of the target and is drawn back to it, where
-    `gradient` is drawn to the mean face: it leaves the likeness that the decoder has learned only
-    as far as the recogniser asks for.
+    starts at the face that the decoder paints of the target, where `gradient` starts at that of a
+    ridge regression, and leaves this likeness only as far as the recogniser asks for.
 
     Args:
         components: Principal components beside the generator.
@@ -79,10 +78,6 @@ class Latent(Gradient):
         """Return coordinates (N, D + K) of faces near images."""
         beside = self.space.coordinates(images - self._painted_like(images))
         return torch.cat([self._latents_of(images), beside], 1)
-
-    def center(self, start: Tensor) -> Tensor:
-        """Return the start: what the generator paints is more like the person than the mean."""
-        return start
 
     def _painted_like(self, images: Tensor) -> Tensor:
         """Return what the generator paints of the embeddings of images."""

@@ -37,7 +37,7 @@ class Preimage(Gradient):
         components: Principal components, at most the number of attacker images less one.
         steps: Optimiser steps of the search for a face.
         rate: Learning rate of that search, in deviations of a component.
-        prior: Weight of the mean squared component, in deviations.
+        prior: Weight of the mean squared way from the start, in deviations.
         shift: Largest shift in pixels, in both directions.
         restarts: Searches for each face; all but the first start a deviation beside the usual.
         starts: Own templates that the search for a template starts at.
