@@ -38,19 +38,33 @@ class ObjectStore(Store):
         self.where = url.rstrip("/")
         self._objects = Objects(self.where)
         self._claims = Claims(ObjectBoard(self._objects))
+        self._shared: set[Path] = set()
 
     def _note(self, data: Path) -> dict[str, Any] | None:
         """Return what is recorded beside whole tensors, copying both here if need be.
 
-        A copy that the disk has damaged is copied again; what is damaged there is dropped.
+        A copy that the disk has damaged is copied again; what is damaged there is dropped. A copy
+        of what others have deleted there is sent again, for other machines may need it.
         """
         note = super()._note(data)
-        if note is None and self._fetch(data):
+        if note is not None:
+            self._send(data)
+        elif self._fetch(data):
             note = super()._note(data)
             if note is None:
                 with self._refusing():
                     self._objects.delete(self._relative(data.with_suffix(".json")))
         return note
+
+    def _send(self, data: Path) -> None:
+        """Copy a whole artifact of the folder to where it is not; looked up once."""
+        if data in self._shared:
+            return
+        with self._refusing():
+            if self._objects.read(self._relative(data.with_suffix(".json"))) is None:
+                for path in (data, data.with_suffix(".json")):
+                    self._objects.upload(path, self._relative(path))
+        self._shared.add(data)
 
     def _fetch(self, data: Path) -> bool:
         """Copy an artifact into the folder; False if it is not there."""
@@ -64,6 +78,7 @@ class ObjectStore(Store):
                 self._objects.download(self._relative(data), path)
             with atomic_path(record) as path:
                 path.write_bytes(text)
+        self._shared.add(data)
         return True
 
     def _family(self, family: str) -> Iterable[Path]:

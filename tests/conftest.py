@@ -51,8 +51,11 @@ server.serve_forever()
 
 
 @pytest.fixture
-def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Return the URL of an empty bucket of S3, as moto plays it in a process of its own."""
+def bucket(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[str]:
+    """Return the URL of an empty bucket of S3, as moto plays it in a process of its own.
+
+    Copies of what it holds have a place of their own too.
+    """
     for package in ("s3fs", "moto", "flask", "flask_cors"):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed: s3fs, moto[s3], flask, flask-cors")
@@ -63,6 +66,7 @@ def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
         for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
             monkeypatch.setenv(name, "testing")
         monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
         make = "import s3fs; s3fs.S3FileSystem().mkdir('bucket')"
         subprocess.run([sys.executable, "-c", make], check=True)
         yield "s3://bucket"

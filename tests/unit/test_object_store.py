@@ -81,6 +81,16 @@ def test_a_copy_that_is_damaged_is_copied_again(
     assert "is damaged" in caplog.text
 
 
+def test_a_copy_of_what_is_gone_there_is_sent_again(url: str, tmp_path: Path) -> None:
+    ObjectStore(url, tmp_path / "one").artifact("records", FIELDS, numbers)
+    before = held(url)
+    for name in before:
+        Objects(url).delete(name)
+    ObjectStore(url, tmp_path / "one").artifact("records", FIELDS, never)
+    assert held(url) == before
+    ObjectStore(url, tmp_path / "two").artifact("records", FIELDS, never)
+
+
 @pytest.mark.parametrize("suffix", [".safetensors", ".json"])
 def test_what_is_damaged_there_is_found_and_made_again(
     suffix: str, url: str, tmp_path: Path
