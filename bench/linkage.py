@@ -73,7 +73,7 @@ def linked_pairs(identities: NDArray[np.str_]) -> Pairs:
     return Pairs(left, right, identities[left], identities[right])
 
 
-def linkability(scores: NDArray[np.float64], pairs: Pairs) -> list[Score]:
+def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0.95) -> list[Score]:
     """Return D_sys beside its permutation null, the linker's AUC, and how renewal holds.
 
     Mated are different photos of one person, one protected by each application. The renewed record
@@ -83,6 +83,7 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs) -> list[Score]:
     Args:
         scores: (P,) linkage scores, higher is more alike.
         pairs: What was compared.
+        confidence: Nominal coverage of the intervals, in (0, 1).
 
     Raises:
         MetricError: There is no mated or no non-mated pair, or a score is not finite.
@@ -94,13 +95,16 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs) -> list[Score]:
     people = pairs.left_identity[pairs.mated]
     strangers = pairs.left_identity[pairs.non_mated], pairs.right_identity[pairs.non_mated]
     gains = link_gains(mated, scores[pairs.non_mated])
-    d_sys = global_linkability(gains, people, *strangers, null_mean=found.null_mean)
+    d_sys = global_linkability(
+        gains, people, *strangers, null_mean=found.null_mean, confidence=confidence
+    )
     null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
     below = np.searchsorted(others, mated, "left") + np.searchsorted(others, mated, "right")
-    auc = clustered_mean(below / (2 * len(others)), people)
+    auc = clustered_mean(below / (2 * len(others)), people, confidence=confidence)
     threshold = others[-1 - int(LINKING_FMR * len(others))]
     tied = (scores[pairs.renewed] > threshold).astype(float)
-    renewed = clustered_rate(tied, pairs.left_identity[pairs.renewed])
+    same_photo = pairs.left_identity[pairs.renewed]
+    renewed = clustered_rate(tied, same_photo, confidence=confidence)
     return [
         Score("d-sys", "d-sys", d_sys, flags=null),
         Score(

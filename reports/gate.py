@@ -32,7 +32,7 @@ from bench.threats import Threat
 from reports.places import Place, UntestedError, rows_of
 from reports.ratios import Ratio, ratio_estimate
 from reports.run import WORST_CASE, Protection, distinct_names, floors, group_lines, visible
-from reports.samples import Sample, difference, estimate, sample
+from reports.samples import Sample, difference, estimator, sample
 
 Alpha = Annotated[float, Field(gt=0, lt=0.5)]
 
@@ -333,11 +333,11 @@ def _bound(guarantee: Guarantee, run: ResultFile) -> Claim:
     )
     try:
         rows = rows_of(guarantee, run)
-        found = sample(run, rows)
+        found = estimator(run, rows)
     except (UntestedError, MetricError) as error:
         return Claim(*common, None, str(error))
     chance = _chance(rows, run) if guarantee.direction == "below" else None
-    return Claim(*common, lambda confidence: estimate(found, confidence), chance=chance)
+    return Claim(*common, found, chance=chance)
 
 
 def _chance(rows: Sequence[Row], run: ResultFile) -> float | None:

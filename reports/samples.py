@@ -6,8 +6,9 @@ trials. Both come from the values per probe, or the scores per pair, that a resu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -95,6 +96,30 @@ def sample(file: ResultFile, rows: Sequence[Row]) -> Sample:
     )
 
 
+def estimator(file: ResultFile, rows: Sequence[Row]) -> Callable[[float], Estimate]:
+    """Return the number of rows that differ in their seed alone, with its interval, by confidence.
+
+    Raises:
+        MetricError: There are no raw values behind a row, or none for this metric.
+    """
+    cell = file.cells.get(rows[0].cell)
+    if cell is None or cell.kind != "linkage":
+        return partial(estimate, sample(file, rows))
+    if len(rows) > 1:
+        raise MetricError(f"{rows[0].metric} of {len(rows)} seeds has no interval: run one seed.")
+    metric = rows[0].metric
+
+    @cache  # a gate asks for a level more than once, and each answer permutes all scores
+    def of(confidence: float) -> Estimate:
+        for score in linked(file, cell, confidence):
+            if score.metric == metric:
+                return score.estimate
+        raise MetricError(f"The raw values say nothing about {metric}.")
+
+    of(0.95)  # raises now what it would raise later
+    return of
+
+
 def estimate(found: Sample, confidence: float) -> Estimate:
     """Return the mean of a sample with its two-sided interval.
 
@@ -151,8 +176,8 @@ def _pair_scores(file: ResultFile, row: Row) -> tuple[NDArray[np.float64], NDArr
     return scores, left == right
 
 
-def linked(file: ResultFile, cell: CellValues) -> list[Score]:
-    """Return what the scores of a linkage cell say.
+def linked(file: ResultFile, cell: CellValues, confidence: float = 0.95) -> list[Score]:
+    """Return what the scores of a linkage cell say, with intervals.
 
     Raises:
         MetricError: Its pairs are missing, or its scores say nothing.
@@ -161,7 +186,7 @@ def linked(file: ResultFile, cell: CellValues) -> list[Score]:
     if pairs is None or LINKAGE not in cell.values:
         raise MetricError("There are no linkage scores: run the suite again.")
     left, right = np.array(pairs.left, dtype=np.intp), np.array(pairs.right, dtype=np.intp)
-    return linkability(cell.array(LINKAGE), Pairs(left, right, *pairs.identities()))
+    return linkability(cell.array(LINKAGE), Pairs(left, right, *pairs.identities()), confidence)
 
 
 def _is_rate(row: Row) -> bool:
@@ -175,7 +200,7 @@ def _part(file: ResultFile, row: Row) -> _Part:
         raise MetricError(f"There are no raw values behind {row.metric}: it has no interval.")
     if cell.kind == "linkage":
         raise MetricError(
-            f"{row.metric} cannot be compared: guarantee an accuracy, a TAR or an EER."
+            f"{row.metric} has no sample that could be paired: bound it in a [[guarantee]]."
         )
     return _pairs(file, cell, row) if cell.kind == "utility" else _probes(file, cell, row)
 

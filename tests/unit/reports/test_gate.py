@@ -14,6 +14,7 @@ import reports
 from bench import result_file
 from bench.cli import app
 from bench.errors import UserError
+from bench.leaks import Leak
 from reports.gate import Answer, Baseline, Verdict, check, comparisons, judge
 from reports.gate_report import github_annotations, junit, markdown_summary
 
@@ -99,6 +100,28 @@ def test_what_cannot_be_told_is_inconclusive_and_says_why(
     answer, sentence = only(tmp_path, **changes)
     assert answer is Answer.INCONCLUSIVE
     assert sentence.endswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("strength", "limit", "answer"),
+    [(0.0, 0.3, Answer.HOLDS), (3.0, 0.3, Answer.BROKEN), (1.0, 0.3, Answer.INCONCLUSIVE)],
+)
+def test_unlinkability_is_guaranteed_like_any_number(
+    tmp_path: Path, strength: float, limit: float, answer: Answer
+) -> None:
+    maker = small().linkage(strength, leak=Leak.TEMPLATE, defense="keyed")
+    about = {"defense": "keyed", "leak": "template", "threat": None, "judge": None}
+    found, sentence = only(tmp_path, maker, **about, metric="d-sys", limit=limit)
+    assert found is answer, sentence
+
+
+def test_linkage_scores_that_say_nothing_are_inconclusive(tmp_path: Path) -> None:
+    maker = small().linkage(1.0, leak=Leak.TEMPLATE, defense="keyed")
+    about = {"defense": "keyed", "leak": "template", "threat": None, "judge": None}
+    maker.cells["linkage"] = maker.cells["linkage"].model_copy(update={"values": {}})
+    answer, sentence = only(tmp_path, maker, **about, metric="d-sys")
+    assert answer is Answer.INCONCLUSIVE
+    assert sentence.startswith("There are no linkage scores")
 
 
 def test_a_failed_attack_leaves_the_worst_case_open_and_others_not(tmp_path: Path) -> None:
