@@ -8,7 +8,9 @@ from torch import Tensor
 
 
 class Ridge:
-    """A fitted ridge regression whose penalty has the least leave-one-out error.
+    """A fitted ridge regression whose penalties have the least leave-one-out error.
+
+    Each output has a penalty of its own: those that nothing predicts must not shrink the others.
 
     Args:
         x: (N, D) inputs.
@@ -19,7 +21,7 @@ class Ridge:
         # Importing it takes a second, which a run that finds everything stored need not spend.
         from sklearn.linear_model import RidgeCV
 
-        model = RidgeCV(alphas=np.logspace(-3, 3, 13))
+        model = RidgeCV(alphas=np.logspace(-3, 3, 13), alpha_per_target=True)
         model.fit(x.cpu().double().numpy(), y.cpu().double().numpy())
         self._weights = torch.from_numpy(np.atleast_2d(model.coef_)).float().to(x.device)
         self._bias = torch.from_numpy(np.atleast_1d(model.intercept_)).float().to(x.device)

@@ -87,6 +87,14 @@ def test_ridge_does_not_believe_noise() -> None:
     assert made.abs().mean() < 0.3
 
 
+def test_ridge_predicts_an_output_as_well_beside_noise() -> None:
+    inputs = normal(60, 8)
+    wanted = inputs @ normal(8, 1, seed=1) + 0.3 * normal(60, 1, seed=2)
+    noise = normal(60, 50, seed=3)
+    beside = Ridge(inputs, torch.cat([wanted, noise], 1))(inputs)[:, :1]
+    torch.testing.assert_close(beside, Ridge(inputs, wanted)(inputs))
+
+
 # --- retrieval ----------------------------------------------------------------------------------
 
 
