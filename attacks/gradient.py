@@ -70,7 +70,7 @@ class Gradient(Attack):
         self.leak = attacker.leak
         self.fit_faces(attacker.images)
         embeddings = self.recognizer.leaking(Leak.TEMPLATE, attacker.images)
-        self.start = Ridge(embeddings, self.coordinates(attacker.images))
+        self.start = Ridge(embeddings, self.coordinates(attacker.images), attacker.identities)
         self.repair: Reading | None = None
         self.encode: Reading | None = None
         if attacker.threat is not Threat.TRANSFER:

@@ -87,12 +87,24 @@ def test_ridge_does_not_believe_noise() -> None:
     assert made.abs().mean() < 0.3
 
 
-def test_ridge_predicts_an_output_as_well_beside_noise() -> None:
-    inputs = normal(60, 8)
+def test_ridge_with_people_predicts_an_output_as_well_beside_noise() -> None:
+    inputs, people = normal(60, 8), np.repeat([f"{i}" for i in range(20)], 3)
     wanted = inputs @ normal(8, 1, seed=1) + 0.3 * normal(60, 1, seed=2)
-    noise = normal(60, 50, seed=3)
-    beside = Ridge(inputs, torch.cat([wanted, noise], 1))(inputs)[:, :1]
-    torch.testing.assert_close(beside, Ridge(inputs, wanted)(inputs))
+    both = torch.cat([wanted, normal(60, 50, seed=3)], 1)
+    beside = Ridge(inputs, both, people)(inputs)[:, :1]
+    torch.testing.assert_close(beside, Ridge(inputs, wanted, people)(inputs))
+    assert (beside - wanted).std() < 0.5 * (Ridge(inputs, both)(inputs)[:, :1] - wanted).std()
+
+
+def test_ridge_with_people_does_not_learn_them_by_heart() -> None:
+    """Three photos of everybody, alike in what is read and in what is wanted, by chance alone."""
+    people = np.repeat([f"{i}" for i in range(20)], 3)
+    inputs = normal(20, 30).repeat_interleave(3, 0) + 0.01 * normal(60, 30, seed=1)
+    outputs = normal(20, 4, seed=2).repeat_interleave(3, 0)
+    unseen = normal(100, 30, seed=3)
+    held_out = Ridge(inputs, outputs, people)(unseen).abs().mean()
+    assert held_out < 0.5 * Ridge(inputs, outputs)(unseen).abs().mean()
+    assert torch.isfinite(Ridge(inputs, outputs, people[:1].repeat(60))(unseen)).all()
 
 
 # --- retrieval ----------------------------------------------------------------------------------
