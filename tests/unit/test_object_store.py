@@ -14,6 +14,7 @@ from uuid import uuid4
 import pytest
 import torch
 from fsspec.implementations.memory import MemoryFileSystem
+from fsspec.registry import _registry
 
 from bench import claims
 from bench.errors import UserError
@@ -205,6 +206,7 @@ def test_a_place_is_a_folder_or_a_url(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize("url", ["sea://bucket/prefix", "s3://bucket"])
 def test_a_url_that_cannot_be_opened_is_told(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
+    monkeypatch.delitem(_registry, "s3", raising=False)  # what was used is kept
     with pytest.raises(UserError, match=rf"store {url} cannot be opened .*veilbench\[s3\]"):
         open_store(url)
 
