@@ -82,7 +82,7 @@ class Gradient(Attack):
         people = attacker.identities
         alike = seen[0].shape == clean.shape
         change = self.leak is Leak.FEATURES
-        regression = Regression(seen, clean, change=change)
+        regression = Regression(seen, clean, people, change=change)
         if len(set(people.tolist())) == 1 or not alike:
             self.repair = regression
             return

@@ -123,7 +123,8 @@ class MapEmbedding(ThroughEmbedding):
                 torch.cat(side).to(attacker.device)
                 for side in ([p.records for p in pools], [p.images for p in pools])
             )
-            self._map = Ridge(records, wanted)
+            people = np.concatenate([pool.identities for pool in pools])
+            self._map = Ridge(records, wanted, people)
             return
         inputs, outputs = pools[0].records.shape[1], embeddings.shape[1]
         self._map = train(

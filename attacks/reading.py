@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -12,7 +13,6 @@ from torch.nn import functional
 from attacks.ridge import Ridge
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
     from defenses.base import Defense
@@ -32,13 +32,17 @@ class Regression:
     Args:
         seen: What the records of each instance of the defense show, each (N, D).
         clean: (N, E) embeddings of the same images.
+        identities: (N,) names of the people.
         change: Whether to regress the change; D must be E.
     """
 
-    def __init__(self, seen: Sequence[Tensor], clean: Tensor, *, change: bool) -> None:
+    def __init__(
+        self, seen: Sequence[Tensor], clean: Tensor, identities: NDArray[np.str_], *, change: bool
+    ) -> None:
         x, y = torch.cat(list(seen)), clean.repeat(len(seen), 1)
         self._change = change
-        self._ridge = Ridge(x, y - x if change else y)
+        people = np.tile(identities, len(seen))
+        self._ridge = Ridge(x, y - x if change else y, people)
 
     def __call__(self, x: Tensor) -> Tensor:
         """Map (N, D) to (N, E)."""
@@ -61,7 +65,8 @@ def held_out_clarity(
     found = [torch.empty_like(clean) for _ in seen]
     folds = GroupKFold(min(FOLDS, len(set(identities.tolist()))))
     for known, unknown in folds.split(identities, groups=identities):
-        regression = Regression([part[known] for part in seen], clean[known], change=change)
+        parts = [part[known] for part in seen]
+        regression = Regression(parts, clean[known], identities[known], change=change)
         for part, read in zip(seen, found, strict=True):
             read[unknown] = regression(part[unknown])
     return sum(clarity(read, clean, identities) for read in found) / len(found)

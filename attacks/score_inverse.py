@@ -46,14 +46,16 @@ class ScoreInverse(Attack):
         """Learn the subspace, and choose the faces to ask about."""
         self.attacker = attacker
         self.space = FaceSubspace(attacker.images, self.components)
-        self.asked = attacker.images[torch.randperm(len(attacker.images))[: self.calls]]
+        chosen = torch.randperm(len(attacker.images))[: self.calls]
+        self.asked = attacker.images[chosen]
+        self.people = attacker.identities[chosen.numpy()]
         self.coordinates = self.space.coordinates(self.asked)
 
     def reconstruct(self, records: Tensor) -> Tensor:
         """Return the faces whose match scores would be highest."""
         scores = torch.stack([self._scores(handle) for handle in records], 1)
         origin = torch.zeros(1, len(self.space), device=scores.device)
-        rising = Ridge(self.coordinates, scores)
+        rising = Ridge(self.coordinates, scores, self.people)
         slopes = rising(torch.eye(len(self.space), device=scores.device)) - rising(origin)
         usual = self.coordinates.norm(dim=1).median()
         direction = slopes.T / slopes.T.norm(dim=1, keepdim=True).clamp_min(1e-12)

@@ -39,7 +39,7 @@ def test_a_step_for_256_probes_costs_at_most_1_3_times_the_bare_passes(world: Wo
     attack.fit(attacker_in(world, Threat.TRANSFER, Leak.TEMPLATE))
     # As many components as on LFW: with twenty photos a face would be cheaper to make.
     attack.fit_faces(torch.rand(attack.components + 1, *CROP))
-    attack.start = Ridge(templates, attack.coordinates(images))
+    attack.start = Ridge(templates, attack.coordinates(images), team.identities[rows.numpy()])
     assert len(attack.space) == attack.components
 
     def bare() -> None:
