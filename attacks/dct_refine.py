@@ -63,5 +63,8 @@ class DCTRefine(DCTInverse):
         return images
 
     def _inverted(self, pool: Pairs) -> Pairs:
-        parts = [super(DCTRefine, self).reconstruct(part) for part in pool.records.split(BATCH)]
+        parts = [
+            super(DCTRefine, self).reconstruct(part.to(self.device)).to(part)
+            for part in pool.records.split(BATCH)
+        ]
         return replace(pool, records=torch.cat(parts))

@@ -16,6 +16,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
+from pretended_device import pretended_device
 
 from bench.memory import keep_freed_memory
 from bench.plan import Spec, parse_suite
@@ -115,6 +116,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
         "tests/conftest.py",
     )
     return World(suite, 0, Store(tmp_path_factory.mktemp("store")), "cpu", None)
+
+
+@pytest.fixture(scope="session")
+def far_world(world: World, tmp_path_factory: pytest.TempPathFactory) -> World:
+    """The same world on a device that is not the CPU; to be used within `pretended_device`."""
+    with pretended_device() as device:
+        return World(world.suite, 0, Store(tmp_path_factory.mktemp("far")), device, None)
 
 
 @pytest.fixture(scope="session")

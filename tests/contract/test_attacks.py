@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from parameters import refuse_wrong_parameters
+from pretended_device import pretended_device
 from torch import Tensor
 
 from attacks.base import Reference, Victims
@@ -36,6 +37,11 @@ CASES = [
     for name in NAMES
     for leak in sorted(ATTACKS.get(name).leaks)
     for threat in sorted(ATTACKS.get(name).threats)
+]
+FAR_CASES = [
+    pytest.param(name, leak, id=f"{name}-{leak}")
+    for name in NAMES
+    for leak in sorted(ATTACKS.get(name).leaks)
 ]
 CROP = (3, 112, 112)
 
@@ -73,7 +79,7 @@ class Arena:
     def run(self, cell: Cell, seed: int = 1) -> Run:
         attack: Attack = cell.attack.create()
         attacker = self.attacker(cell)
-        leaked = self._cells._leaked(cell, self._stored(cell))
+        leaked = self._cells._leaked(cell, self._stored(cell)).to(self.world.device)
         before = leaked.clone(), attacker.images.clone()
         with seeded(seed):
             attack.fit(attacker)
@@ -134,6 +140,17 @@ def test_metered_attacks_stay_within_the_budget(
         assert 0 < spent <= arena.world.suite.query_budget
     else:
         assert spent == 0
+
+
+@pytest.mark.parametrize(("name", "leak"), FAR_CASES)
+def test_it_stays_on_the_device_that_it_was_given(
+    name: str, leak: Leak, far_world: World, quick: Callable[..., Spec]
+) -> None:
+    threats = ATTACKS.get(name).threats
+    threat = Threat.ADAPTIVE if Threat.ADAPTIVE in threats else min(threats)
+    with pretended_device() as device:
+        found = Arena(far_world, quick).met(name, leak, threat).images
+    assert found.device.type == device
 
 
 @pytest.mark.parametrize("name", NAMES)

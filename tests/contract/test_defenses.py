@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 from parameters import refuse_wrong_parameters
+from pretended_device import pretended_device
 from torch import Tensor, nn
 
 from bench.leaks import Leak
@@ -65,7 +66,7 @@ class Lab:
         team = self.world.defender
         # Every other photo of each person is enough to fit to.
         images, people = team.images[::2], team.identities[::2]
-        scene = Defender(leak, images, people, self.world.recognizer, seed, "cpu")
+        scene = Defender(leak, images, people, self.world.recognizer, seed, self.world.device)
         # A test may ask for the first instance where it wants no gradients of its own.
         with seeded(seed), torch.enable_grad():
             return self._quick("defense", name, **parameters).create().setup(scene)
@@ -82,6 +83,12 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab(world: World, faces: Tensor, quick: Callable[..., Spec]) -> Lab:
     return Lab(world, faces, quick)
+
+
+@pytest.fixture(scope="session")
+def far_lab(far_world: World, quick: Callable[..., Spec]) -> Lab:
+    with pretended_device():
+        return Lab(far_world, far_world.images(far_world.split.probes), quick)
 
 
 def state(defense: Defense) -> list[Tensor]:
@@ -226,6 +233,17 @@ def test_a_fitted_instance_survives_serialisation(name: str, leak: Leak, lab: La
 def test_storage_is_positive_and_at_most_the_tensor(name: str, leak: Leak, lab: Lab) -> None:
     shape = lab.records(name, leak).shape[1:]
     assert 0 < lab.fitted(name, leak).bytes_per_record(shape) <= 4 * shape.numel()
+
+
+@pytest.mark.parametrize(("name", "leak"), CASES)
+def test_it_stays_on_the_device_that_it_was_given(name: str, leak: Leak, far_lab: Lab) -> None:
+    with pretended_device() as device, torch.no_grad():
+        defense = far_lab.fitted(name, leak)
+        records = far_lab.protect(defense)
+        stored = defense.comparable(records)
+        probes = defense.probe(far_lab.clean(leak), generator=torch.Generator().manual_seed(2))
+        scores = defense.score(probes, stored), defense.linkage(records, records)
+    assert {item.device.type for item in (records, stored, probes, *scores)} == {device}
 
 
 @pytest.mark.parametrize("key", typing.get_args(Handling))

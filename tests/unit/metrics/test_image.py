@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from pretended_device import pretended_device
 from skimage.metrics import mean_squared_error, peak_signal_noise_ratio, structural_similarity
 
 from bench.errors import MetricError, UserError
@@ -174,6 +175,16 @@ def test_bad_definitions_are_refused() -> None:
 def test_all_black_images_are_images() -> None:
     black = np.zeros((1, 3, 16, 16), np.uint8)
     assert ssim(black, black, data_range=255) == [1.0]
+
+
+def test_a_device_gives_what_the_cpu_gives() -> None:
+    a, b = (torch.from_numpy(x) for x in crops(20))
+    with pretended_device() as device:
+        for definition in DEFINITIONS:
+            on_cpu = ssim(a, b, definition=definition, data_range=255)
+            there = ssim(a.to(device), b.to(device), definition=definition, data_range=255)
+            assert there.device.type == device
+            assert (there.cpu() - on_cpu).abs().max() <= 1e-12
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
