@@ -90,6 +90,19 @@ def test_the_recognizers_own_tail_breaks_advface_unseen_by_ssim(find: Find) -> N
     assert gradient("ssim", None) <= floor + 0.05
 
 
+def test_the_nearest_map_breaks_advface_for_who_knows_nothing_of_it(find: Find) -> None:
+    def nearest(metric: str, judge: str | None) -> float:
+        row = find(
+            defense="advface", attack="feasibility", threat="transfer", metric=metric, judge=judge
+        )
+        assert row.value is not None
+        return row.value
+
+    assert nearest("ssim", None) >= ssim(find, "advface", "transfer") + 0.2
+    assert nearest("rank-1", "sface") >= 0.8
+    assert nearest("rank-1", "dlib") >= 0.8
+
+
 def test_a_black_looking_transmission_is_one_matrix_product_away(find: Find) -> None:
     assert find(defense="dct-drop-dc", attack="dct-inverse", metric="ssim").value >= 0.99
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from command_line import veilbench
+from pretended_device import pretended_device
 from typer.testing import CliRunner
 
 from bench.cli import app
@@ -86,6 +87,19 @@ def test_two_threads_change_no_privacy_number_by_more_than_the_stated_tolerance(
             assert one.value == pytest.approx(two.value, abs=0.02)
             seen += one.attack == "unet"
     assert seen >= 6
+
+
+def test_a_device_gives_what_the_cpu_gives(first: list[Row], tmp_path: Path) -> None:
+    """Trained, scored and written, on a device that is none: what a run on a GPU needs of us."""
+    suite = narrowed(load_suite("smoke"), ["biohash"], ["linear"], None)
+    with pretended_device() as device:
+        there = run_suite(suite, tmp_path / "out", Store(tmp_path / "store"), device=device)
+    assert there.failed == 0
+    here = {cell_of(row): row.value for row in first}
+    compared = [row for row in there.rows if row.metric == "ssim"]
+    assert {row.attack for row in compared} > {"linear", "mean-face"}
+    for row in compared:  # Of single precision there, and of half here.
+        assert row.value == pytest.approx(here[cell_of(row)], abs=0.01)
 
 
 def in_this_process(suite: Suite, folder: Path, threads: int) -> list[Row]:
