@@ -1,7 +1,11 @@
-"""The official verification protocol of Labeled Faces in the Wild, with SFace, end to end."""
+"""The official verification protocol of Labeled Faces in the Wild, with SFace, end to end.
+
+On every third pair of each fold: all 6,000 take two minutes of a core.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +13,7 @@ import pytest
 import torch
 
 from bench.datasets.align import Aligner
+from bench.datasets.base import PairList
 from bench.datasets.images import decode
 from bench.datasets.lfw import LFW
 from bench.leaks import Leak
@@ -18,7 +23,9 @@ from bench.recognizers.sface import SFace
 
 def test_sface_on_the_official_pairs(lfw_root: Path) -> None:
     dataset = LFW(lfw_root)
-    pairs = dataset.official_pairs()
+    official = dataset.official_pairs()
+    assert len(official.same) == 6000
+    pairs = PairList(*(part[::3] for part in dataclasses.astuple(official)))
     photos = np.unique(np.concatenate([pairs.left, pairs.right]))
     aligner, recognizer = Aligner(), SFace()
     embeddings = []
@@ -32,7 +39,6 @@ def test_sface_on_the_official_pairs(lfw_root: Path) -> None:
     left = found[np.searchsorted(photos, pairs.left)]
     right = found[np.searchsorted(photos, pairs.right)]
     scores = (left * right).sum(1).numpy()
-    assert len(scores) == 6000
     exact = verification_accuracy(scores, pairs.same, pairs.folds)
     grid = verification_accuracy(scores, pairs.same, pairs.folds, mode="insightface")
     people = [
@@ -44,8 +50,8 @@ def test_sface_on_the_official_pairs(lfw_root: Path) -> None:
     assert exact.mean == pytest.approx(grid.mean, abs=0.002)
     assert interval.low <= exact.mean <= interval.high
     # Pairs share people, so the interval is at least as wide as one over independent pairs.
-    plain = wilson(int(exact.correct.sum()), 6000)
+    plain = wilson(int(exact.correct.sum()), len(scores))
     assert interval.high - interval.low >= 0.9 * (plain.high - plain.low)
-    (point,) = tar_at_far(scores[pairs.same], scores[~pairs.same], [1e-2])
+    (point,) = tar_at_far(scores[pairs.same], scores[~pairs.same], [3e-2])
     assert point.supported
-    assert point.tar >= 0.97
+    assert point.tar >= 0.98
