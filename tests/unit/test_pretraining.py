@@ -9,6 +9,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from pretended_device import pretended_device
 from record_files import pack, write_records
 from safetensors.torch import load_file, save_file
 from torch.nn import functional
@@ -64,17 +65,29 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(PRESETS, name, pretraining.replace(preset, batch=2))
 
 
-def run(records: Path, out: Path, preset: str = "clean", epochs: int = 2) -> dict[str, Tensor]:
+def run(
+    records: Path, out: Path, preset: str = "clean", epochs: int = 2, device: str = "cpu"
+) -> dict[str, Tensor]:
     pretrain(
         records,
         out,
         preset=preset,
         depth=18,
         epochs=epochs,
-        device="cpu",
+        device=device,
         progress=lambda _: None,
     )
     return load_file(out)
+
+
+@pytest.mark.parametrize("preset", ["clean", "dctdp", "partialface"])
+@pytest.mark.usefixtures("small")
+def test_it_trains_on_the_device_that_it_was_given(
+    records: Path, tmp_path: Path, preset: str
+) -> None:
+    with pretended_device() as device:
+        weights = run(records, tmp_path / "far.safetensors", preset, epochs=1, device=device)
+    assert all(torch.isfinite(part).all() for part in weights.values())
 
 
 @pytest.mark.usefixtures("small")
