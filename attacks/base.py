@@ -43,8 +43,9 @@ class Attack(Plugin, ABC):
         """Turn leaked records into images.
 
         Args:
-            records: (N, ...) records; (N, `enrolments`, ...) where an attack reads several of each
-                probe; under `score`, (N,) handles of the stored records instead.
+            records: (N, ...) records on the attacker's device; (N, `enrolments`, ...) where an
+                attack reads several of each probe; under `score`, (N,) handles of the stored
+                records instead.
 
         Returns:
             (N, 3, 112, 112) images in [0, 1].

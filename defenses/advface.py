@@ -42,8 +42,9 @@ class AdvFace(AdversarialNoise):
     Leaks: features. Secrets: the shadow model and the random start. There is no public code and the
     text leaves the objective open, so three readings are offered; eps, steps and step size are not
     the paper's (it gives none that could be checked). Known weaknesses: an attacker that trains on
-    records of shadows of its own undoes the noise (SSIM .48 -> .95 on LFW), and what still matches
-    can be inverted through the recogniser's own tail.
+    records of shadows of its own undoes the noise (SSIM .48 -> .95 on LFW); what still matches can
+    be inverted through the recogniser's own tail; and the image whose own map is nearest to the
+    record shows the face, to an attacker that neither trains nor knows of the noise.
 
     Args:
         eps: Size of the noise, in deviations of its channel over the defender's images: of every

@@ -16,7 +16,7 @@ import pytest
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
-from pretended_device import pretended_device
+from pretended_device import pretended_device, register
 
 from bench.memory import keep_freed_memory
 from bench.plan import Spec, parse_suite
@@ -36,6 +36,7 @@ SMALL = {"steps": 2, "width": 8, "batch": 2, "calls": 3}
 def pytest_configure() -> None:
     """Share the cores among the workers of pytest-xdist; keep memory, as every run does."""
     keep_freed_memory()
+    register()
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     torch.set_num_threads(max(1, torch.get_num_threads() // workers))
 

@@ -117,7 +117,8 @@ class _Module(backend_registration._DummyBackendModule):
 
 
 @cache
-def _registered() -> torch.library.Library:
+def register() -> torch.library.Library:
+    """Tell torch of the device, which must be before the first backward pass of the process."""
     backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     library = torch.library.Library("_", "IMPL")
     library.fallback(torch.library.fallthrough_kernel, "AutocastPrivateUse1")
@@ -127,7 +128,7 @@ def _registered() -> torch.library.Library:
 @contextmanager
 def pretended_device() -> Iterator[str]:
     """Let the device be there within the block, and return its name."""
-    _registered()
+    register()
     # torch.tensor(..., device=...) then moves what it made where the modes see it.
     torch._C._set_only_lift_cpu_tensors(True)
     try:
