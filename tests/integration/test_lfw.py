@@ -30,13 +30,13 @@ def small_lfw() -> Suite:
                 {
                     "leak": "features",
                     "defenses": [{"name": "none"}, {"name": "sign-noise", "eps": 0.6}],
-                    "attacks": [{"name": "unet", "steps": 150, "threats": ["transfer"]}],
+                    "attacks": [{"name": "unet", "steps": 120, "threats": ["transfer"]}],
                 },
                 {
                     "leak": "features",
                     "defenses": [{"name": "advface", "eps": 0.6, "shadow_steps": 80}],
                     "attacks": [
-                        {"name": "unet", "steps": 150, "threats": ["transfer", "adaptive"]}
+                        {"name": "unet", "steps": 120, "threats": ["transfer", "adaptive"]}
                     ],
                 },
                 {

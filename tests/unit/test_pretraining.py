@@ -80,7 +80,7 @@ def run(
     return load_file(out)
 
 
-@pytest.mark.parametrize("preset", ["clean", "dctdp", "partialface"])
+@pytest.mark.parametrize("preset", ["clean", "partialface"])
 @pytest.mark.usefixtures("small")
 def test_it_trains_on_the_device_that_it_was_given(
     records: Path, tmp_path: Path, preset: str
