@@ -80,7 +80,7 @@ def _run(func: Any, args: Any, kwargs: Any) -> Any:
     lands = moved if device is None else torch.device(device).type == NAME
     if moved and func not in COPIES:
         _check_one_device(func, tensors)
-    if lands and "generator" in kwargs and kwargs["generator"] is not None:
+    if lands and kwargs.get("generator") is not None:
         raise RuntimeError(f"{func}: a generator of the CPU draws on the device")
     local = kwargs if device is None else kwargs | {"device": torch.device("cpu")}
     found = func(*_here(args), **_here(local))

@@ -107,6 +107,12 @@ def arena(world: World, quick: Callable[..., Spec]) -> Arena:
     return Arena(world, quick)
 
 
+@pytest.fixture(scope="session")
+def far_arena(far_world: World, quick: Callable[..., Spec]) -> Arena:
+    with pretended_device():
+        return Arena(far_world, quick)
+
+
 # --- attacks ------------------------------------------------------------------------------------
 
 
@@ -143,10 +149,10 @@ def test_metered_attacks_stay_within_the_budget(
 
 @pytest.mark.parametrize(("name", "leak", "threat"), ONE_THREAT)
 def test_it_stays_on_the_device_that_it_was_given(
-    name: str, leak: Leak, threat: Threat, far_world: World, quick: Callable[..., Spec]
+    name: str, leak: Leak, threat: Threat, far_arena: Arena
 ) -> None:
     with pretended_device() as device:
-        found = Arena(far_world, quick).met(name, leak, threat).images
+        found = far_arena.met(name, leak, threat).images
     assert found.device.type == device
 
 

@@ -7,7 +7,17 @@ import os
 
 import pytest
 
-MODULES = ["dlib", "frbench", "moto", "onnxruntime", "playwright", "ray", "s3fs", "tenseal"]
+MODULES = [
+    "dlib",
+    "flask_cors",
+    "frbench",
+    "moto",
+    "onnxruntime",
+    "playwright",
+    "ray",
+    "s3fs",
+    "tenseal",
+]
 
 
 @pytest.mark.skipif(os.environ.get("TOX_ENV_NAME") != "test", reason="not the test command")
