@@ -7,7 +7,7 @@ from typing import Annotated
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from attacks.dct_inverse import DCTInverse
 from bench.leaks import Leak
@@ -18,6 +18,24 @@ from bench.training import train
 
 BATCH = 16
 """Records inverted at once."""
+
+
+class _Mending(nn.Module):
+    """A network from images to images that adds to them; before it learns it adds nothing.
+
+    Args:
+        painter: Makes images in [0, 1], which stand for changes from -1 to 1.
+    """
+
+    def __init__(self, painter: MapDecoder) -> None:
+        super().__init__()
+        self.painter = painter
+        nn.init.zeros_(painter.paint.get_parameter("0.weight"))
+        nn.init.zeros_(painter.paint.get_parameter("0.bias"))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images (N, 3, 112, 112) in [0, 1] to mended ones."""
+        return (images + 2 * self.painter(images) - 1).clamp(0, 1)
 
 
 @ATTACKS.register("dct-refine")
@@ -52,7 +70,7 @@ class DCTRefine(DCTInverse):
         self.device = attacker.device
         pairs = [self._inverted(pool) for pool in attacker.pairs()]
         mean, deviation = channel_statistics(pairs[0].records)
-        network = MapDecoder(pairs[0].records.shape[1:], self.width, mean, deviation)
+        network = _Mending(MapDecoder(pairs[0].records.shape[1:], self.width, mean, deviation))
         self.network = train(network, pairs, steps=self.steps, rate=self.rate, device=self.device)
 
     def reconstruct(self, records: Tensor) -> Tensor:

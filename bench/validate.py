@@ -15,10 +15,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from bench.cell import Cells
 from bench.leaks import Leak
+from bench.metrics.intervals import clustered_mean
 from bench.plan import Cell, Spec, parse_suite
 from bench.registry import ATTACKS, DEFENSES
 from bench.store import Store
@@ -27,6 +29,7 @@ from bench.world import Progress, World
 from defenses.base import Defender, Defense
 
 Parameters = dict[str, Any]
+Doubles = NDArray[np.float64]
 
 SIMILARITY, SSIM = "sface/similarity", "ssim"
 KEPT = 0.7
@@ -113,7 +116,7 @@ class Check:
         subject: Who met what.
         value: The value measured.
         demand: What it must be, in words.
-        holds: Whether it is; None where the attack is too weak at this size to say.
+        holds: Whether it is; None where the attack is too weak or the probes are too few to say.
     """
 
     kind: str
@@ -136,7 +139,7 @@ def validate(
     Args:
         store: Where artifacts are kept.
         attacks: Attacks to check on planted defenses; all of them if left out.
-        quick: Half the people and a fifth of the steps and calls.
+        quick: Half the victims and the steps, a third of the calls.
         device: Torch device.
         progress: Told what is being done.
     """
@@ -151,7 +154,7 @@ def validate(
 
 def table(checks: Sequence[Check]) -> str:
     """Return the checks as text, one to a line."""
-    words = {True: "holds", False: "FAILS", None: "too weak here"}
+    words = {True: "holds", False: "FAILS", None: "undecided"}
     rows = [(c.kind, c.subject, f"{c.value:.3f}", c.demand, words[c.holds]) for c in checks]
     widths = [max(len(row[column]) for row in rows) for column in range(5)]
     lines = [
@@ -176,7 +179,7 @@ class _Bench:
 
     def __init__(self, store: Store, quick: bool, device: str, progress: Progress) -> None:
         self._quick = quick
-        people = 6 if quick else 12
+        self.people = people = 6 if quick else 12
         suite = parse_suite(
             {
                 "name": "validate",
@@ -188,7 +191,7 @@ class _Bench:
                 "split": {
                     "victims": people,
                     "probes": people,
-                    "attacker_images": 60 if quick else 120,
+                    "attacker_images": 120,
                     "defender_images": 20,
                     "gallery_people": 8,
                 },
@@ -206,15 +209,15 @@ class _Bench:
         self._cached = cache(self._measured)
         self._reference = cache(self._reference_means)
 
-    def mean(
+    def values(
         self,
         met: _Meeting,
         metric: str,
         *,
         guard: Parameters | None = None,
         budget: Parameters | None = None,
-    ) -> float:
-        """Return the mean over probes of one metric of one cell.
+    ) -> Doubles:
+        """Return one metric of one cell, (probes,).
 
         Args:
             met: Who meets whom.
@@ -227,13 +230,12 @@ class _Bench:
         defense = Spec("defense", met.defense, tuple((guard or {}).items()))
         return self._cached(Cell(met.leak, defense, attack, met.threat, 0))[metric]
 
-    def _measured(self, cell: Cell) -> dict[str, float]:
-        values = self._cells.values(cell)[1]
-        return {name: float(np.nanmean(column)) for name, column in values.items()}
+    def _measured(self, cell: Cell) -> dict[str, Doubles]:
+        return {name: column.astype(float) for name, column in self._cells.values(cell)[1].items()}
 
     def _size(self, attack: str) -> dict[str, int]:
         """Return budgets that fit this size, for an attack that has such parameters."""
-        wanted = {"steps": 12, "calls": 32} if self._quick else {"steps": 60, "calls": 180}
+        wanted = {"steps": 30, "calls": 60} if self._quick else {"steps": 60, "calls": 180}
         known = {field.name for field in dataclasses.fields(ATTACKS.get(attack))}
         return {name: value for name, value in wanted.items() if name in known}
 
@@ -265,37 +267,40 @@ class _Bench:
         order = (Threat.INSIDER, Threat.ADAPTIVE, Threat.QUERY, Threat.SCORE, Threat.TRANSFER)
         threat = next(threat for threat in order if threat in kind.threats)
         for leak in sorted(kind.leaks):
+            metric, gains = self._undefended(attack, leak, threat)
             for defense, parameters in PLANTED[leak]:
-                metric, gain = self._undefended(attack, leak, threat)
                 met = _Meeting(attack, defense, leak, threat)
-                found = self.mean(met, metric, guard=parameters)
-                kept = (found - self.floor(metric)) / gain if gain > WEAK else 0.0
-                yield Check(
-                    "planted",
-                    f"{attack} on {defense} ({leak}, {threat}): {metric} gain kept",
-                    kept,
-                    f">= {KEPT}",
-                    kept >= KEPT if gain > WEAK else None,
-                )
+                yield self._broken(met, parameters, metric, gains)
 
-    def _undefended(self, attack: str, leak: Leak, threat: Threat) -> tuple[str, float]:
-        """Return the metric in which an attack does best without a defense, and its gain there."""
+    def _broken(self, met: _Meeting, guard: Parameters, metric: str, gains: Doubles) -> Check:
+        """Check that an attack keeps what it gains without the defense, probe by probe."""
+        name = f"{met.attack} on {met.defense} ({met.leak}, {met.threat}): {metric} gain kept"
+        demand = f">= {KEPT}"
+        if gains.mean() <= WEAK:
+            return Check("planted", name, 0.0, demand, None)
+        found = self.values(met, metric, guard=guard) - self.floor(metric)
+        kept = float(found.mean() / gains.mean())
+        return Check("planted", name, kept, demand, decided(found - KEPT * gains))
+
+    def _undefended(self, attack: str, leak: Leak, threat: Threat) -> tuple[str, Doubles]:
+        """Return the metric in which an attack does best without a defense, and its gains there."""
         if attack.startswith("dct-"):  # it reads block DCT alone; the image itself is its measure
-            return SSIM, 1 - self.floor(SSIM)
+            return SSIM, 1 - np.full(self.people, self.floor(SSIM))
         gains = {
-            metric: self.mean(_Meeting(attack, "none", leak, threat), metric) - self.floor(metric)
+            metric: self.values(_Meeting(attack, "none", leak, threat), metric) - self.floor(metric)
             for metric in (SIMILARITY, SSIM)
         }
-        best = max(gains, key=lambda metric: gains[metric])
+        best = max(gains, key=lambda metric: gains[metric].mean())
         return best, gains[best]
 
     def limits(self) -> Iterator[Check]:
         """Check that no strength is no defense, and that boundless strength leaves the floor."""
         bare = _Meeting("gradient", "none", Leak.TEMPLATE, Threat.INSIDER)
         noisy = dataclasses.replace(bare, defense="gaussian-noise")
-        little = self.mean(noisy, SIMILARITY, guard={"eps": 1e-4})
-        yield self._ordered("limit", "gradient, noise of 1e-4", little, self.mean(bare, SIMILARITY))
-        much = self.mean(noisy, SIMILARITY, guard={"eps": 1e3})
+        none = self.values(bare, SIMILARITY)
+        little = self.values(noisy, SIMILARITY, guard={"eps": 1e-4})
+        yield self._ordered("limit", "gradient, noise of 1e-4", little, none)
+        much = float(self.values(noisy, SIMILARITY, guard={"eps": 1e3}).mean())
         top = self.floor(SIMILARITY) + 0.2
         yield Check("limit", "gradient, noise of 1e3", much, f"<= {top:.3f}", much <= top)
 
@@ -307,23 +312,35 @@ class _Bench:
         ):
             full = self._size(attack)[field]
             met = _Meeting(attack, "none", Leak.TEMPLATE, threat)
-            few = self.mean(met, SIMILARITY, budget={field: full // 4})
+            few = self.values(met, SIMILARITY, budget={field: full // 4})
             subject = f"{attack}, {field} from {full // 4} to {full}"
-            yield self._ordered("budget", subject, self.mean(met, SIMILARITY), few)
+            yield self._ordered("budget", subject, self.values(met, SIMILARITY), few)
 
     def orders(self) -> Iterator[Check]:
         """Check that knowing more does not hurt: adaptive and transfer, gradient and none."""
         transfer, adaptive = (
-            self.mean(_Meeting("unet", "sign-noise", Leak.FEATURES, threat), SSIM)
+            self.values(_Meeting("unet", "sign-noise", Leak.FEATURES, threat), SSIM)
             for threat in (Threat.TRANSFER, Threat.ADAPTIVE)
         )
         yield self._ordered("order", "unet on sign-noise, adaptive", adaptive, transfer)
         gradient, blind = (
-            self.mean(_Meeting(attack, "none", Leak.TEMPLATE, threat), SIMILARITY)
+            self.values(_Meeting(attack, "none", Leak.TEMPLATE, threat), SIMILARITY)
             for attack, threat in (("gradient", Threat.TRANSFER), ("hill-climb", Threat.SCORE))
         )
         yield self._ordered("order", "gradient beside hill-climb", gradient, blind)
 
-    def _ordered(self, kind: str, subject: str, value: float, least: float) -> Check:
-        demand = f">= {least - SLACK:.3f}"
-        return Check(kind, subject, value, demand, value >= least - SLACK)
+    def _ordered(self, kind: str, subject: str, values: Doubles, least: Doubles) -> Check:
+        """Check that values lie no more than the slack below others of the same probes."""
+        demand = f">= {least.mean() - SLACK:.3f}"
+        return Check(kind, subject, float(values.mean()), demand, decided(values - least + SLACK))
+
+
+def decided(margins: Doubles) -> bool | None:
+    """Return whether margins (people,) are at least 0 on average; None where that may be chance.
+
+    False only where the 95 % interval of the mean lies below 0: a few probes decide nothing.
+    """
+    estimate = clustered_mean(margins, np.arange(len(margins)))
+    if estimate.value >= 0:
+        return True
+    return False if estimate.high < 0 else None

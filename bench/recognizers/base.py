@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 
 from bench import assets
 from bench.errors import UserError
@@ -61,6 +62,13 @@ class Recognizer(nn.Module, ABC):
     def embed(self, images: Tensor) -> Tensor:
         """Map images (N, 3, 112, 112) in [0, 1] to embeddings (N, embedding_size)."""
         return self.tail(self.head(images))
+
+    def first_reading(self, features: Tensor) -> Tensor | None:
+        """Map features to what the tail's first convolution over neighbours makes of them.
+
+        None where the tail has no such convolution, as a transformer's.
+        """
+        return first_mixed(self.tail, features)
 
     @property
     def first_convolution(self) -> nn.Conv2d:
@@ -141,6 +149,43 @@ _SEEN: WeakKeyDictionary[Recognizer, dict[bytes, Tensor]] = WeakKeyDictionary()
 @torch.no_grad()
 def _batched(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     return torch.cat([function(batch) for batch in images.split(BATCH)])
+
+
+class _Mixed(Exception):  # noqa: N818  nothing is wrong
+    """A convolution over neighbours has been reached."""
+
+    def __init__(self, output: Tensor) -> None:
+        super().__init__("reached")
+        self.output = output
+
+
+class _UpToMixing(TorchFunctionMode):
+    """Stops a network at the output of its first convolution over neighbours.
+
+    Networks come as modules, as scripts of a user's package, and as graphs read from a file; they
+    have only torch's functions in common.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        named = kwargs or {}
+        result = func(*args, **named)
+        if func is torch.conv2d:
+            weight = args[1] if len(args) > 1 else named["weight"]
+            if max(weight.shape[2:]) > 1:
+                raise _Mixed(result)
+        return result
+
+
+def first_mixed(network: Callable[[Tensor], Tensor], x: Tensor) -> Tensor | None:
+    """Return what a network's first convolution over neighbours makes of x; None without one."""
+    try:
+        with _UpToMixing():
+            network(x)
+    except _Mixed as mixed:
+        return mixed.output.float()
+    return None
 
 
 def frozen_prelu(x: Tensor, slope: Tensor) -> Tensor:

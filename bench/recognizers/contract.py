@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,7 +23,7 @@ from bench.datasets.images import decode, reading
 from bench.datasets.orl import ORL
 from bench.errors import DataError, UserError
 from bench.plugin import Plugin
-from bench.recognizers.base import CROP, Recognizer, best_cpu_precision
+from bench.recognizers.base import CROP, Recognizer, best_cpu_precision, first_mixed
 
 MAX_WEIGHTS_BYTES = 1 << 30
 """Largest file of weights that is read; an IResNet-100 in float32 has 261 MB."""
@@ -116,9 +116,20 @@ class ContractRecognizer(Recognizer):
 
     def tail(self, features: Tensor) -> Tensor:
         """Map the map at the cut to embeddings of unit length."""
-        views = features.chunk(2, dim=1) if self.contract.flip else [features]
+        views = self._views(features)
         embeddings = torch.stack([self._compute(self.back, view) for view in views])
         return functional.normalize(embeddings.sum(0), dim=1)
+
+    def first_reading(self, features: Tensor) -> Tensor | None:
+        """Map features to what the tail's first convolution over neighbours makes of every view."""
+        back = partial(self._compute, self.back)
+        found = [first_mixed(back, view) for view in self._views(features)]
+        readings = [reading for reading in found if reading is not None]
+        return torch.cat(readings, dim=1) if readings else None
+
+    def _views(self, features: Tensor) -> tuple[Tensor, ...]:
+        """Return the map of the image, and that of its mirror image where the contract adds it."""
+        return features.chunk(2, dim=1) if self.contract.flip else (features,)
 
     @torch.no_grad()
     def _settle(self) -> None:
