@@ -51,16 +51,14 @@ class Feasibility(Attack):
         steps: Optimiser steps; each is one forward and one backward pass of the recogniser's head.
         rate: Learning rate for pixels in [0, 1]; it falls to 0 along a cosine.
         smooth: Weight of the total variation of what is added to the mean face.
-        inside: Weight of the way that is left to the ball.
     """
 
     leaks = frozenset({Leak.FEATURES})
     threats = frozenset({Threat.TRANSFER, Threat.ADAPTIVE, Threat.INSIDER})
 
-    steps: Annotated[int, Field(ge=0)] = 60
-    rate: Annotated[float, Field(gt=0)] = 0.03
+    steps: Annotated[int, Field(ge=0)] = 80
+    rate: Annotated[float, Field(gt=0)] = 0.01
     smooth: Annotated[float, Field(ge=0)] = 2.0
-    inside: Annotated[float, Field(ge=0)] = 3.0
 
     def fit(self, attacker: Attacker) -> None:
         """Learn the mean face, how maps vary, and how far records lie from them."""
@@ -118,7 +116,7 @@ class Feasibility(Attack):
         loss = ((found - reading) / self.reading_deviation).abs().mean((1, 2, 3))
         # Where noise has no bound, the map itself says less than what the tail reads of it.
         if self.radius.any():
-            loss = loss + self.inside * (outside * (self.radius > 0)).mean((1, 2, 3))
+            loss = loss + (outside * (self.radius > 0)).mean((1, 2, 3))
         return loss
 
 
