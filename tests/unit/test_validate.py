@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -16,7 +17,7 @@ from bench.leaks import Leak
 from bench.registry import ATTACKS
 from bench.store import Store
 from bench.threats import Attacker, Threat
-from bench.validate import Check, table, validate
+from bench.validate import Check, decided, table, validate
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -54,6 +55,21 @@ def test_what_stops_at_a_planted_defense_fails_and_what_bites_holds(
     assert planted["dct-inverse"].value > 0.95
     assert planted["faint-hearted"].holds is False
     assert planted["faint-hearted"].value < 0.05
+
+
+@pytest.mark.parametrize(
+    ("margins", "holds"),
+    [
+        ([0.1, 0.2, -0.1, 0.1], True),
+        ([0.0] * 4, True),
+        ([-0.1, -0.2, 0.1, -0.1], None),
+        ([-0.1, -0.12, -0.08, -0.1], False),
+    ],
+)
+def test_a_check_fails_only_where_chance_cannot_explain_it(
+    margins: list[float], holds: bool | None
+) -> None:
+    assert decided(np.array(margins)) is holds
 
 
 @pytest.mark.parametrize(("holds", "code"), [(True, 0), (None, 0), (False, 1)])

@@ -142,6 +142,13 @@ def test_mirror_image_adds_its_channels_and_its_embedding(network: ONNX) -> None
     torch.testing.assert_close(mirrored.embed(faces.flip(3)), expected)
 
 
+def test_the_first_reading_is_of_every_view(network: ONNX) -> None:
+    mirrored = sface_file(flip=True)
+    faces = reference_faces()[:2]
+    views = [network.first_reading(network.head(x)) for x in (faces, faces.flip(3))]
+    torch.testing.assert_close(mirrored.first_reading(mirrored.head(faces)), torch.cat(views, 1))
+
+
 def test_file_is_hashed_and_its_pin_kept(tmp_path: Path) -> None:
     path = tmp_path / "weights"
     path.write_bytes(b"weights")

@@ -93,6 +93,7 @@ def test_shapes_and_types(judge: DLib) -> None:
     assert embeddings.shape == (2, judge.embedding_size)
     assert features.dtype == embeddings.dtype == torch.float32
     assert torch.equal(embeddings, judge.embed(images))
+    assert judge.first_reading(features).shape == (2, 32, 35, 35)
 
 
 def test_embedding_does_not_depend_on_the_batch(judge: DLib) -> None:

@@ -94,6 +94,7 @@ def test_cut_moves_the_map_and_not_the_embedding(folder: Path) -> None:
     path = str(folder / "r18.safetensors")
     late = IResNet(path, cut=3)
     assert late.feature_shape == (256, 14, 14)
+    assert late.first_reading(late.head(images())).shape == (len(images()), 512, 14, 14)
     torch.testing.assert_close(late.embed(images()), IResNet(path).embed(images()))
 
 

@@ -10,6 +10,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from stand_ins import Means
 from torch import Tensor, nn
 
 from bench import assets
@@ -142,6 +143,26 @@ def test_cuts_are_counted_in_convolutions() -> None:
 
     assert convolutions(sface()) == 27
     assert convolutions(sface(cut=7).head_blocks) == 7
+
+
+def test_the_first_reading_is_that_of_the_first_convolution_over_neighbours(
+    pictures: Tensor,
+) -> None:
+    one = sface()
+    features = one.head(pictures[:2])
+    # Block 4 has a kernel of one pixel, block 5 one of nine.
+    mixed = one.tail_blocks.get_submodule("1.0")(one.tail_blocks[0](features))
+    torch.testing.assert_close(one.first_reading(features), mixed)
+    features.requires_grad_()
+    one.first_reading(features).sum().backward()
+    assert features.grad is not None
+    assert features.grad.abs().amin(1).max() > 0
+
+
+def test_a_tail_that_mixes_no_neighbours_reads_nothing_first() -> None:
+    assert Means().first_reading(torch.ones(2, 3, 14, 14)) is None
+    last = sface(cut=26)
+    assert last.first_reading(last.head(torch.zeros(1, 3, 112, 112))) is None
 
 
 def test_embeddings_have_unit_length_and_do_not_depend_on_the_batch(pictures: Tensor) -> None:
