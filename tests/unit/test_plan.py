@@ -413,7 +413,7 @@ def test_strongest_is_the_standard_set_for_every_leak() -> None:
     wanted = suite(group=[group(leak, defenses=[{"name": "none"}]) for leak in Leak])
     chosen = narrowed(wanted, [], ["strongest"], None)
     standard = standard_set()
-    assert chosen.attack_set == standard.version == "standard-v2"
+    assert chosen.attack_set == standard.version == "standard-v3"
     assert {item.leak: item.attacks for item in chosen.group} == {
         leak: standard.against(leak) for leak in Leak
     }
