@@ -89,8 +89,8 @@ def test_the_recognizers_own_tail_breaks_advface_unseen_by_ssim(find: Find) -> N
     assert unaware(find, "gradient", "ssim") <= floor + 0.05
 
 
-def test_the_nearest_map_breaks_advface_for_who_knows_nothing_of_it(find: Find) -> None:
-    assert unaware(find, "feasibility", "ssim") >= unaware(find, "unet", "ssim") + 0.2
+def test_what_the_tail_reads_first_breaks_advface_for_who_knows_nothing_of_it(find: Find) -> None:
+    assert unaware(find, "feasibility", "ssim") >= unaware(find, "unet", "ssim") + 0.3
     assert unaware(find, "feasibility", "rank-1", "sface") >= 0.8
     assert unaware(find, "feasibility", "rank-1", "dlib") >= 0.8
 

@@ -21,7 +21,7 @@ def small_lfw() -> Suite:
             "recognizer": {"name": "sface"},
             "split": {
                 "pairs_per_fold": 6,
-                "probes": 40,
+                "probes": 30,
                 "attacker_images": 320,
                 "defender_images": 200,
                 "gallery_people": 40,
