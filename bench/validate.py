@@ -274,13 +274,13 @@ class _Bench:
 
     def _broken(self, met: _Meeting, guard: Parameters, metric: str, gains: Doubles) -> Check:
         """Check that an attack keeps what it gains without the defense, probe by probe."""
-        name = f"{met.attack} on {met.defense} ({met.leak}, {met.threat}): {metric} gain kept"
-        demand = f">= {KEPT}"
-        if gains.mean() <= WEAK:
-            return Check("planted", name, 0.0, demand, None)
+        name = f"{met.attack} on {met.defense} ({met.leak}, {met.threat}): {metric} gain"
+        gain = float(gains.mean())
+        if gain <= WEAK:
+            return Check("planted", f"{name} undefended", gain, f"> {WEAK}", None)
         found = self.values(met, metric, guard=guard) - self.floor(metric)
-        kept = float(found.mean() / gains.mean())
-        return Check("planted", name, kept, demand, decided(found - KEPT * gains))
+        kept = float(found.mean()) / gain
+        return Check("planted", f"{name} kept", kept, f">= {KEPT}", decided(found - KEPT * gains))
 
     def _undefended(self, attack: str, leak: Leak, threat: Threat) -> tuple[str, Doubles]:
         """Return the metric in which an attack does best without a defense, and its gains there."""
