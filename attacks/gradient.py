@@ -17,7 +17,7 @@ from attacks.base import Attack
 from attacks.reading import Reading, Regression, clarity, held_out_clarity, straight_through
 from attacks.ridge import Ridge
 from bench.leaks import Leak
-from bench.recognizers.base import BATCH
+from bench.recognizers.base import BATCH, Recognizer
 from bench.registry import ATTACKS
 from bench.subspace import FaceSubspace
 from bench.threats import Attacker, Right, Threat
@@ -41,8 +41,10 @@ class Gradient(Attack):
     Faces are mean + sum of principal components of the attacker's images; loss 1 - cosine, with a
     pull towards the start, the likeness that a ridge regression reads from the embedding; Adam;
     random mirror images and shifts, over which a face must hold, so that it convinces other
-    networks too. Of several restarts the one that ends nearest counts. All probes of a batch are
-    searched at once and do not influence each other.
+    networks too. Recognisers that the suite calls public add 1 - cosine each: what they would make
+    of the person is read from the leaked embedding by another ridge regression. Of several restarts
+    the one that ends nearest counts. All probes of a batch are searched at once and do not
+    influence each other.
 
     Args:
         components: Principal components, at most the number of attacker images less one.
@@ -71,6 +73,7 @@ class Gradient(Attack):
         self.fit_faces(attacker.images)
         embeddings = self.recognizer.leaking(Leak.TEMPLATE, attacker.images)
         self.start = Ridge(embeddings, self.coordinates(attacker.images), attacker.identities)
+        self.others = [OtherView(one, attacker, embeddings) for one in attacker.public]
         self.repair: Reading | None = None
         self.encode: Reading | None = None
         if attacker.threat is not Threat.TRANSFER:
@@ -116,10 +119,11 @@ class Gradient(Attack):
         target = functional.normalize(self.target(records), dim=1)
         start = self.start(target).clamp(-3, 3)
         wanted = target if self.encode is None else self._observed(records)
+        expected = [other.expected(target) for other in self.others]
         best, least = start, torch.full((len(start),), torch.inf, device=start.device)
         for number in range(self.restarts):
             beside = start + torch.randn_like(start) if number else start
-            found, distance = self._search(beside, start, wanted)
+            found, distance = self._search(beside, start, wanted, expected)
             nearer = distance < least
             best = torch.where(nearer[:, None], found, best)
             least = torch.where(nearer, distance, least)
@@ -142,18 +146,21 @@ class Gradient(Attack):
             )
         return target
 
-    def _search(self, start: Tensor, near: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
+    def _search(
+        self, start: Tensor, near: Tensor, wanted: Tensor, expected: list[Tensor]
+    ) -> tuple[Tensor, Tensor]:
         """Return the coordinates (N, K) found, and their last losses (N,).
 
         Args:
             start: (N, K) coordinates to start at.
             near: (N, K) coordinates that the prior pulls to.
             wanted: (N, D) what the faces' embeddings must be, or become.
+            expected: What other recognisers must make of them, each (N, E).
         """
         z = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([z], lr=self.rate)
         losses = torch.zeros(len(z), device=z.device)
-        aims = list(zip(wanted.split(BATCH), near.split(BATCH), strict=True))
+        aims = list(zip(*(each.split(BATCH) for each in (near, wanted, *expected)), strict=True))
         for step in range(self.steps):
             optimizer.param_groups[0]["lr"] = self.rate * falling(step / self.steps)
             optimizer.zero_grad()
@@ -161,12 +168,15 @@ class Gradient(Attack):
             parts = []
             # Batches that fit in the processor's cache are faster than all probes at once.
             with torch.enable_grad():
-                for part, (aim, usual) in zip(z.split(BATCH), aims, strict=True):
-                    found = self.recognizer.embed(move(self.faces(part)))
+                for part, (usual, aim, *views) in zip(z.split(BATCH), aims, strict=True):
+                    faces = move(self.faces(part))
+                    found = self.recognizer.embed(faces)
                     if self.encode is not None:
                         found = self.encode(found)
                     distance = 1 - functional.cosine_similarity(found, aim)
                     loss = distance + self.prior * (part - usual).square().mean(1)
+                    for other, view in zip(self.others, views, strict=True):
+                        loss = loss + other.distance(faces, view)
                     # A sum over probes: each has its own gradient, whatever else is in the batch.
                     loss.sum().backward()
                     parts.append(loss.detach())
@@ -181,6 +191,27 @@ class Gradient(Attack):
         with torch.no_grad():
             parts = [part.to(self.device) for part in records.split(32)]
             return torch.cat([self.recognizer.tail(part) for part in parts])
+
+
+class OtherView:
+    """Another recogniser, and what it would make of the person that an embedding shows.
+
+    Args:
+        recognizer: The other recogniser.
+        attacker: Whose own people show how the two go together.
+        embeddings: (N, D) embeddings of the attacker's images under the first recogniser.
+    """
+
+    def __init__(self, recognizer: Recognizer, attacker: Attacker, embeddings: Tensor) -> None:
+        self._recognizer = recognizer
+        own = recognizer.leaking(Leak.TEMPLATE, attacker.images)
+        self._mean = own.mean(0)
+        self.expected = Ridge(embeddings, own - self._mean, attacker.identities)
+
+    def distance(self, images: Tensor, expected: Tensor) -> Tensor:
+        """Return 1 - cosine (N,) between what it makes of images and what is expected."""
+        found = self._recognizer.embed(images) - self._mean
+        return 1 - functional.cosine_similarity(found, expected)
 
 
 def falling(progress: float) -> float:

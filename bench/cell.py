@@ -64,7 +64,10 @@ class Cells:
         """Return everything that can change a trained attack: under `transfer`, no defense."""
         world, suite = self.world, self.world.suite
         knows_defense = cell.threat is not Threat.TRANSFER
+        # Left out where there are none: fields seed the attack, and earlier results stay the same.
+        public = {"public": [recognizer_fields(one) for one in world.public]}
         return {
+            **(public if world.public else {}),
             "attack": cell.attack.fields,
             "leak": cell.leak,
             "threat": cell.threat,
@@ -188,6 +191,7 @@ class Cells:
             team.identities,
             seed=derived_seed(self._training_fields(cell)),
             device=world.device,
+            public=world.public,
             **granted,
         )
 

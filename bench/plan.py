@@ -74,6 +74,7 @@ class Suite(BaseModel):
         dataset: Name of the dataset.
         recognizer: Name of the recogniser under attack, with parameters.
         judges: Recognisers beside it that score reconstructions.
+        public: Other recognisers that attackers have, as downloads are; none of them may judge.
         seeds: Seeds of splits, secrets and attacks; every cell runs once per seed.
         split: Who plays which role.
         fmr: False match rate that fixes every judge's threshold.
@@ -90,6 +91,7 @@ class Suite(BaseModel):
     dataset: str
     recognizer: NamedRecognizer
     judges: tuple[NamedRecognizer, ...] = ()
+    public: tuple[NamedRecognizer, ...] = ()
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     split: SplitSizes
     fmr: float = Field(default=1e-3, gt=0, lt=1)
@@ -101,7 +103,7 @@ class Suite(BaseModel):
 
     @model_validator(mode="after")
     def _tell_judges_apart(self) -> Self:
-        labels = [item.label for item in (self.recognizer, *self.judges)]
+        labels = [item.label for item in (self.recognizer, *self.judges, *self.public)]
         for label in set(labels):
             if labels.count(label) > 1:
                 raise ValueError(f"two recognizers are called {label}: give one another label")

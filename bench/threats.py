@@ -145,6 +145,7 @@ class Attacker:
         seed: Seed of the attack.
         device: Torch device to work on.
         recognizer: The undefended recogniser.
+        public: Other recognisers that everybody has.
         fresh: Fresh instances of the defense, fitted on the attacker's images, each with its
             records of those images.
         deployed: The deployed instance with its records of the attacker's images.
@@ -165,6 +166,7 @@ class Attacker:
         seed: int,
         device: str,
         recognizer: Recognizer | None = None,
+        public: Sequence[Recognizer] = (),
         fresh: Sequence[Held] | None = None,
         deployed: Held | None = None,
         query: Meter | None = None,
@@ -176,6 +178,7 @@ class Attacker:
         self.identities = identities
         self.seed = seed
         self.device = device
+        self.public = tuple(public)
         self._recognizer = recognizer
         self._fresh = fresh
         self._deployed = deployed
@@ -267,6 +270,7 @@ class Attacker:
             seed=self.seed,
             device=self.device,
             recognizer=self.recognizer,
+            public=self.public,
         )
 
     def _paired(self, records: Tensor) -> Pairs:

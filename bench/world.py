@@ -112,6 +112,7 @@ class World:
         self._embedded: dict[str, Tensor] = {}
         self._operating_points: dict[str, OperatingPoint] = {}
         self._check_roles()
+        self.public = self._public()
 
     # --- photos ---------------------------------------------------------------------------------
 
@@ -213,6 +214,25 @@ class World:
     def recognizer(self) -> Recognizer:
         """The recogniser under attack."""
         return make_recognizer(self.suite.recognizer, self.device)
+
+    def _public(self) -> list[Recognizer]:
+        """Return the other recognisers that attackers have.
+
+        Raises:
+            UserError: One of them is under attack or a judge, by its weights.
+        """
+        found = []
+        for item in self.suite.public:
+            recognizer = make_recognizer(item, self.device)
+            for label, judge in self.judges.items():
+                if judge.weights_sha256 == recognizer.weights_sha256:
+                    raise UserError(
+                        f"The public recognizer {item.label} has the weights of {label}, which "
+                        "judges: no judge may be in an attacker's hands. Leave it out of one of "
+                        "the two lists."
+                    )
+            found.append(recognizer)
+        return found
 
     @cached_property
     def judges(self) -> dict[str, Recognizer]:

@@ -12,9 +12,11 @@ from sklearn.model_selection import GridSearchCV, GroupKFold
 from stand_ins import Means, attacker_in
 from torch import Tensor
 
+from attacks.gradient import OtherView
 from attacks.ridge import PENALTIES, Ridge
 from bench.leaks import Leak
 from bench.networks import half_precision
+from bench.recognizers.dlib import DLib
 from bench.registry import ATTACKS, DEFENSES
 from bench.subspace import FaceSubspace
 from bench.threats import Attacker, Held, Meter, Threat
@@ -48,6 +50,25 @@ def fitted(name: str, attacker: Attacker, **parameters: Any) -> Attack:
 @pytest.fixture(scope="module")
 def own(world: World) -> Tensor:
     return world.attacker.images
+
+
+# --- a search that looks like the person to several networks -------------------------------------
+
+
+def test_a_public_recognizer_is_convinced_too(world: World) -> None:
+    other = DLib()
+    leaked = world.recognizer.leaking(Leak.TEMPLATE, world.images(world.split.probes))
+
+    def away(*public: DLib) -> float:
+        attacker = attacker_in(world, Threat.TRANSFER, Leak.TEMPLATE, public=public)
+        attack = fitted("gradient", attacker, components=15, steps=8)
+        with seeded(0):
+            found = attack.reconstruct(leaked)
+        own = world.recognizer.leaking(Leak.TEMPLATE, attacker.images)
+        view = OtherView(other, attacker, own)
+        return float(view.distance(found, view.expected(leaked)).mean())
+
+    assert away(other) < away() - 0.05
 
 
 # --- ridge regression ---------------------------------------------------------------------------

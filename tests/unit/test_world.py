@@ -178,6 +178,12 @@ def test_reconstructions_of_the_wrong_kind_are_refused(images: Any, reason: str)
         check_images(cell, images, 3)
 
 
+def test_a_judge_in_attackers_hands_is_refused(world: World) -> None:
+    public = (NamedRecognizer(name="sface", label="again"),)
+    with pytest.raises(UserError, match="again has the weights of sface, which judges"):
+        another(world, public=public)
+
+
 # --- cells --------------------------------------------------------------------------------------
 
 
@@ -195,6 +201,17 @@ def test_under_transfer_one_trained_attack_serves_every_defense(
     assert clean == protected
     clean, protected = keys(Threat.ADAPTIVE)
     assert clean != protected
+
+
+def test_what_is_public_is_in_every_attackers_hands_and_in_its_key(world: World) -> None:
+    cell = Cell(Leak.TEMPLATE, NONE, RETRIEVAL, Threat.TRANSFER, 0)
+    armed = Cells(another(world, public=(NamedRecognizer(name="dlib"),)))
+    attacker = armed._attacker(cell, world.victim_records(NONE, cell.leak).tensors["records"])
+    assert [one.name for one in attacker.public] == ["dlib"]
+    assert [one.name for one in attacker.unaware(Leak.TEMPLATE).public] == ["dlib"]
+    weights = attacker.public[0].weights_sha256
+    assert armed._training_fields(cell)["public"][0]["weights"] == weights
+    assert "public" not in Cells(world)._training_fields(cell)
 
 
 def test_a_reconstruction_depends_on_the_deployed_defense(world: World) -> None:
