@@ -33,9 +33,9 @@ MEASURED = 256
 class Feasibility(Attack):
     """Gradient descent on pixels until the recogniser cannot tell the image's map from the record.
 
-    Protected maps are matched through the recogniser's own tail, so noise on them must be small in
-    what the tail reads. Its first convolution already drops most of it: an image whose map looks
-    the same after that convolution looks like the person, and nothing need be known of the defense.
+    Protected maps are matched through the recogniser's own tail, so what the tail reads of them
+    must still be the person's. Maps are compared behind its first convolution over neighbours,
+    where records stand out further than as they are stored; nothing need be known of the defense.
     Nothing is trained, so a direction of the noise that misleads decoders misleads nobody.
 
     An attacker that knows the defense also measures the size of the noise on records of its own.
