@@ -20,7 +20,7 @@ BATCH = 16
 """Records inverted at once."""
 
 
-class _Mending(nn.Module):
+class Mending(nn.Module):
     """A network from images to images that adds to them; before it learns it adds nothing.
 
     Args:
@@ -70,7 +70,7 @@ class DCTRefine(DCTInverse):
         self.device = attacker.device
         pairs = [self._inverted(pool) for pool in attacker.pairs()]
         mean, deviation = channel_statistics(pairs[0].records)
-        network = _Mending(MapDecoder(pairs[0].records.shape[1:], self.width, mean, deviation))
+        network = Mending(MapDecoder(pairs[0].records.shape[1:], self.width, mean, deviation))
         self.network = train(network, pairs, steps=self.steps, rate=self.rate, device=self.device)
 
     def reconstruct(self, records: Tensor) -> Tensor:

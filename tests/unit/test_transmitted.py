@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from attacks.dct_inverse import DCTInverse
-from attacks.dct_refine import DCTRefine
+from attacks.dct_refine import DCTRefine, Mending
 from bench import training
 from bench.leaks import Leak
 from bench.metrics import psnr, ssim
-from bench.networks import channel_statistics
+from bench.networks import MapDecoder, channel_statistics
 from bench.threats import Attacker, Held, Threat
 from bench.world import seeded
 from defenses import adapted
@@ -449,3 +449,9 @@ def test_a_network_mends_what_least_squares_leaves(
         return float(ssim(found, faces.double(), data_range=1.0).mean())
 
     assert similarity(DCTRefine(steps=25, width=16, rate=5e-3)) > similarity(DCTInverse()) + 0.02
+
+
+def test_what_mends_an_inverse_adds_nothing_before_it_learns() -> None:
+    painter = MapDecoder((3, 112, 112), 8, torch.zeros(3), torch.ones(3))
+    images = torch.rand(2, 3, 112, 112, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(Mending(painter)(images), images)
