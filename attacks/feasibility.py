@@ -108,16 +108,18 @@ class Feasibility(Attack):
 
     def _unlike(self, maps: Tensor, records: Tensor, reading: Tensor | None) -> Tensor:
         """Return how far (N,) maps are from what the records allow."""
-        away = ((maps - records) / self.deviation).abs()
-        outside = (away - self.radius).clamp_min(0)
         found = self.recognizer.first_reading(maps)
         if reading is None or found is None:
-            return outside.mean((1, 2, 3))
+            return self._outside(maps, records).mean((1, 2, 3))
         loss = ((found - reading) / self.reading_deviation).abs().mean((1, 2, 3))
         # Where noise has no bound, the map itself says less than what the tail reads of it.
         if self.radius.any():
-            loss = loss + (outside * (self.radius > 0)).mean((1, 2, 3))
+            loss = loss + (self._outside(maps, records) * (self.radius > 0)).mean((1, 2, 3))
         return loss
+
+    def _outside(self, maps: Tensor, records: Tensor) -> Tensor:
+        """Return the way (N, C, H, W) from maps to the ball around records, in deviations."""
+        return (((maps - records) / self.deviation).abs() - self.radius).clamp_min(0)
 
 
 def deviation(maps: Tensor) -> Tensor:

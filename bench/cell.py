@@ -64,10 +64,7 @@ class Cells:
         """Return everything that can change a trained attack: under `transfer`, no defense."""
         world, suite = self.world, self.world.suite
         knows_defense = cell.threat is not Threat.TRANSFER
-        # Left out where there are none: fields seed the attack, and earlier results stay the same.
-        public = {"public": [recognizer_fields(one) for one in world.public]}
-        return {
-            **(public if world.public else {}),
+        fields = {
             "attack": cell.attack.fields,
             "leak": cell.leak,
             "threat": cell.threat,
@@ -78,6 +75,10 @@ class Cells:
             "defender": world.defender.content if knows_defense else None,
             "budget": [suite.fresh_instances, suite.query_budget, suite.score_budget],
         }
+        # Left out where there are none: fields seed the attack, and earlier results stay the same.
+        if world.public:
+            fields["public"] = [recognizer_fields(one) for one in world.public]
+        return fields
 
     def reconstructions(self, cell: Cell) -> Artifact:
         """Return the 8-bit reconstructions ("images") of the probes, made or from the store."""
