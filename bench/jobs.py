@@ -16,7 +16,7 @@ import torch
 from bench.cell import GUESSED, Cells
 from bench.errors import UserError
 from bench.leaks import Leak
-from bench.plan import Cell, Spec, Suite, best_of, cells
+from bench.plan import Cell, Spec, Suite, best_of, cells, protected
 from bench.profile import profile
 from bench.registry import REFERENCES
 from bench.scoring import protection, utility
@@ -99,14 +99,12 @@ def cell_jobs(suite: Suite) -> list[Job]:
     Cells that attack with the same trained attacker are one job. Under `transfer` these are the
     cells of an attack on all defenses: the attacker knows none of them.
     """
-    planned = cells(suite)
     together: dict[object, list[Cell]] = defaultdict(list)
-    for cell in planned:
+    for cell in cells(suite):
         known = None if cell.threat is Threat.TRANSFER else cell.defense
         together[cell.seed, cell.leak, cell.attack, cell.threat, known].append(cell)
-    defenses = dict.fromkeys(Utility(cell.seed, cell.leak, cell.defense) for cell in planned)
     jobs = [Job(tuple(group)) for group in together.values()]
-    jobs += [Job((step,)) for step in defenses]
+    jobs += [Job((Utility(seed, *item),)) for seed in suite.seeds for item in protected(suite)]
     return sorted(jobs, key=lambda job: suite.seeds.index(job.steps[0].seed))
 
 

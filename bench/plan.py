@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -56,13 +56,16 @@ class NamedAttack(Named):
 
 
 class Group(BaseModel):
-    """Every defense of the group meets every attack of the group."""
+    """Every defense of the group meets every attack of the group.
+
+    Without attacks, only what its defenses cost is measured.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     leak: Leak
     defenses: tuple[Named, ...] = Field(min_length=1)
-    attacks: tuple[NamedAttack, ...] = Field(min_length=1)
+    attacks: tuple[NamedAttack, ...] = ()
 
 
 class Suite(BaseModel):
@@ -110,9 +113,11 @@ class Suite(BaseModel):
         return self
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Spec:
     """A plug-in with all its parameters: what is hashed and shown.
+
+    Two are equal if all parameters are, whether they were given or left to their defaults.
 
     Attributes:
         kind: "attack" or "defense".
@@ -124,9 +129,15 @@ class Spec:
     name: str
     given: tuple[tuple[str, Any], ...]
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Spec) and self._identity == other._identity
+
     def __hash__(self) -> int:
-        # A parameter may be a list, which has no hash of its own.
-        return hash((self.kind, self.name, repr(self.given)))
+        return hash(self._identity)
+
+    @cached_property
+    def _identity(self) -> str:
+        return digest([self.kind, self.name, self.parameters])
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Another process looks at its own source: what it makes must not bear the hash of ours.
@@ -224,12 +235,22 @@ def cells(suite: Suite) -> list[Cell]:
     ):
         for name in names:
             registry.entry(name)
-    planned: dict[str, Cell] = {}
-    for seed in suite.seeds:
-        for group in suite.group:
-            for cell in _group_cells(group, seed):
-                planned.setdefault(cell_fields_key(cell), cell)
-    return list(planned.values())
+    return list(
+        dict.fromkeys(
+            cell for seed in suite.seeds for group in suite.group for cell in _cells(group, seed)
+        )
+    )
+
+
+def protected(suite: Suite) -> list[tuple[Leak, Spec]]:
+    """Return every leak with each defense of it, attacked or not.
+
+    Raises:
+        UserError: A name or parameter is unknown, or a defense does not fit a leak.
+    """
+    return list(
+        dict.fromkeys((group.leak, spec) for group in suite.group for spec in _defenses(group))
+    )
 
 
 def best_of(planned: Sequence[Cell]) -> list[int]:
@@ -245,24 +266,21 @@ def best_of(planned: Sequence[Cell]) -> list[int]:
     return sorted(sizes - {1})
 
 
-def cell_fields_key(cell: Cell) -> str:
-    """Return a key of what a cell is, whatever the data: equal cells are run once."""
-    return digest([cell.leak, cell.defense.fields, cell.attack.fields, cell.threat, cell.seed])
+def _defenses(group: Group) -> Iterator[Spec]:
+    for named in group.defenses:
+        spec = Spec("defense", named.name, tuple(named.parameters.items()))
+        _check_leak(spec, group.leak)
+        yield spec
 
 
-def _group_cells(group: Group, seed: int) -> list[Cell]:
-    found = []
-    for named_defense in group.defenses:
-        defense = Spec("defense", named_defense.name, tuple(named_defense.parameters.items()))
-        _check_leak(defense, group.leak)
-        for named_attack in group.attacks:
-            attack = Spec("attack", named_attack.name, tuple(named_attack.parameters.items()))
+def _cells(group: Group, seed: int) -> Iterator[Cell]:
+    for defense in _defenses(group):
+        for named in group.attacks:
+            attack = Spec("attack", named.name, tuple(named.parameters.items()))
             _check_leak(attack, group.leak)
-            threats = named_attack.threats
-            for threat in threats[:1] if defense.name == "none" else threats:
+            for threat in named.threats[:1] if defense.name == "none" else named.threats:
                 _check_threat(attack, threat)
-                found.append(Cell(group.leak, defense, attack, threat, seed))
-    return found
+                yield Cell(group.leak, defense, attack, threat, seed)
 
 
 def _check_leak(spec: Spec, leak: Leak) -> None:
@@ -306,7 +324,7 @@ def narrowed(
         kept_defenses = _kept_defenses(group, defenses) if defenses else group.defenses
         kept_attacks = _kept_attacks(group, attacks) if attacks else group.attacks
         asked_for = not defenses or any(item.name in defenses for item in kept_defenses)
-        if kept_attacks and asked_for:
+        if asked_for and (kept_attacks or not attacks):
             changes = {"defenses": kept_defenses, "attacks": kept_attacks}
             groups.append(group.model_copy(update=changes))
     if not groups:

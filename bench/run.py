@@ -9,7 +9,6 @@ import os
 import platform
 import sys
 import time
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -49,7 +48,7 @@ from bench.jobs import (
 from bench.keys import digest
 from bench.leaks import Leak
 from bench.linkage import LINKAGE, Pairs, linkability
-from bench.plan import Cell, Spec, Suite, best_of, cells
+from bench.plan import Cell, Spec, Suite, best_of, cells, protected
 from bench.profile import profile
 from bench.registry import REFERENCES
 from bench.results import Row, Score, parameters_text
@@ -244,13 +243,11 @@ def _add_rows(
     for count in best_of(planned):
         last = Reference(seed, GUESSED, count - 1)
         outcome.rows += rows(last, partial(writer.guesses, runner, count))
-    groups: dict[tuple[Leak, Spec], list[Cell]] = defaultdict(list)
-    for cell in planned:
-        groups[cell.leak, cell.defense].append(cell)
-    for (leak, defense), members in groups.items():
+    for leak, defense in protected(runner.world.suite):
         outcome.rows += rows(
             Utility(seed, leak, defense), partial(_utility_rows, writer, leak, defense)
         )
+        members = [cell for cell in planned if (cell.leak, cell.defense) == (leak, defense)]
         finished: dict[Cell, Values] = {}
         for cell in members:
             outcome.rows += rows(cell, partial(_cell_rows, writer, runner, cell, finished))

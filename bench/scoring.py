@@ -19,7 +19,7 @@ from torch import Tensor
 from bench.cost import costs
 from bench.datasets.base import Indices
 from bench.leaks import Leak
-from bench.linkage import Pairs, linked_pairs
+from bench.linkage import Pairs
 from bench.metrics import (
     Estimate,
     acceptance_from_scores,
@@ -230,9 +230,7 @@ def protection(world: World, spec: Spec, leak: Leak) -> tuple[Pairs, NDArray[np.
     """Return how alike the records of two applications are, where secrets can be renewed."""
     if not spec.create().renewable:
         return None
-    pairs = linked_pairs(world.identities(world.pair_photos))
-    scores = world.linkage_scores(spec, leak).tensors["scores"]
-    return pairs, _floats(scores)[pairs.left, pairs.right]
+    return world.linked_pairs, _floats(world.linkage_scores(spec, leak).tensors["scores"])
 
 
 def verification_scores(

@@ -29,6 +29,7 @@ from bench.datasets.images import decode
 from bench.errors import UserError, first_fault
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
+from bench.linkage import Pairs, linked_pairs
 from bench.memory import keep_freed_memory
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
@@ -390,7 +391,7 @@ class World:
                 probes["stored-vs-fresh"] = torch.cat(fresh_parts)
             left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
             scores = {
-                way: defense.score(fresh, stored)[right, left] for way, fresh in probes.items()
+                way: _listed(defense, fresh, right, stored, left) for way, fresh in probes.items()
             }
             facts["bytes_per_record"] = defense.bytes_per_record(torch.Size(facts["shape"]))
             facts["random"] = not torch.equal(*(self._one_record(defense, n) for n in (0, 1)))
@@ -404,12 +405,12 @@ class World:
         return protect(defense, image, draws(["one record", number]))[0]["records"]
 
     def linkage_scores(self, spec: Spec, leak: Leak) -> Artifact:
-        """Return how alike ("scores", (N, N)) the records of two applications are.
+        """Return how alike ("scores", (P,)) the records of two applications are.
 
-        Both protect the photos of the split's pairs: the deployed instance (rows), and a second one
-        of the defender with other secrets (columns).
+        Both protect the photos of the split's pairs: the deployed instance, and a second one of the
+        defender with other secrets. `linked_pairs` says which records are compared.
         """
-        photos = self.pair_photos
+        photos, pairs = self.pair_photos, self.linked_pairs
         content = self._content(photos)
         first, second = (
             self.record_fields(spec, leak, content, "defender", number) for number in (0, 1)
@@ -424,12 +425,42 @@ class World:
             )
             records = [made["records"].to(self.device) for made, _ in (mine, other)]
             with torch.no_grad():
-                return {"scores": self.deployed(spec, leak).linkage(*records)}, {}
+                scores = self.deployed(spec, leak).linkage(*records)
+            return {"scores": scores[pairs.left, pairs.right]}, {}
 
-        return self.store.artifact("linkage", {"first": first, "second": second}, make)
+        people = self.identities(photos).tolist()
+        fields = {"first": first, "second": second, "people": people}
+        return self.store.artifact("linkage", fields, make)
+
+    @cached_property
+    def linked_pairs(self) -> Pairs:
+        """Which records of two applications are compared."""
+        return linked_pairs(self.identities(self.pair_photos))
 
     def _content(self, photos: Indices) -> str:
         return digest([self._photos_key, photos.tolist()])
+
+
+def _listed(
+    defense: Defense, probes: Tensor, of: Indices, records: Tensor, against: Indices
+) -> Tensor:
+    """Return the scores (P,) of listed pairs, a record at a time.
+
+    Pairs of all with all would be the square of the photos, which takes some schemes days.
+
+    Args:
+        defense: A fitted defense.
+        probes: (N, K) comparables.
+        of: (P,) numbers of the probes.
+        records: (N, K) comparables.
+        against: (P,) numbers of the records.
+    """
+    scores = torch.empty(len(of))
+    order = np.argsort(against, kind="stable")
+    for pairs in np.split(order, np.flatnonzero(np.diff(against[order])) + 1):
+        record = against[pairs[0]]
+        scores[pairs] = defense.score(probes[of[pairs]], records[record : record + 1])[:, 0].cpu()
+    return scores
 
 
 def _trained_part(store: Store, fields: dict[str, Any], name: str, make: Make) -> dict[str, Tensor]:

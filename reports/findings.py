@@ -51,13 +51,14 @@ class Finding:
 
 
 def findings(run: Run) -> list[Finding]:
-    """Return what was found about every protection, the undefended ones included."""
+    """Return what was found about everything that was attacked, the undefended included."""
     return [
         Finding(
             run.title(protection),
             tuple(_sentences(run, protection)),
         )
         for protection in run.protections
+        if run.threats(protection)
     ]
 
 
@@ -72,7 +73,9 @@ def summary(run: Run) -> list[str]:
     order = list(Verdict)
     gains = [(item, _adaptive_gain(run, item)) for item in run.protections]
     verdicts = [
-        f"{_HEADS.get(kind, 'Open')} under {threat or 'no threat'}, {kind}: {', '.join(names)}."
+        f"{_HEADS.get(kind, 'Open')} under {threat}, {kind}: {', '.join(names)}."
+        if threat
+        else f"Not attacked: {', '.join(names)}."
         for (kind, threat), names in sorted(judged.items(), key=lambda x: order.index(x[0][0]))
     ]
     undone = [f"{run.title(item)}: {gain.sentence}" for item, gain in gains if gain and gain.undone]
@@ -82,7 +85,7 @@ def summary(run: Run) -> list[str]:
 def scale(run: Run) -> list[str]:
     """Return what floors and ceilings score: the meaning of the other numbers."""
     sentences = []
-    for line in run.references:
+    for line in run.references if run.attacked else ():
         seed = f" (seed {line.seed})" if run.several_seeds else ""
         kind = "Floor" if line.attack in {*FLOORS, GUESSES} else "For scale"
         sentences.append(f"{kind}, {run.attack_name(line)}{seed}: {_result(run, line)}.")
@@ -96,10 +99,10 @@ def untested(run: Run) -> list[str]:
 
 
 def _gaps(run: Run) -> Iterable[str]:
-    if all(run.is_target(judge) for judge in run.judges):
+    if run.attacked and all(run.is_target(judge) for judge in run.judges):
         yield "No judge is independent of the recogniser under attack."
     for item in run.protections:
-        if item.undefended:
+        if item.undefended or not run.threats(item):
             continue
         if Threat.ADAPTIVE not in run.threats(item):
             yield f"{run.title(item)}: no attack that knows the defense was run (adaptive)."
@@ -139,7 +142,7 @@ def _sentences(run: Run, protection: Protection) -> Iterable[str]:
     if gain := _adaptive_gain(run, protection):
         yield gain.sentence
     if not protection.undefended:
-        about = verdict_threat(run, protection) or "no threat"
+        about = verdict_threat(run, protection)
         yield f"Worst case under {about}: {verdict(run, protection)}{_grounds(run, protection)}."
 
 

@@ -135,12 +135,16 @@ def _setting(source: Source) -> str:
         if flag.startswith("gallery=")
     }
     judges = ", ".join(_judge(source, judge) for judge in run.judges) or "none"
-    return (
+    setting = (
         f"Dataset {run.info.suite.dataset}, recogniser {run.info.suite.recognizer.shown}, "
-        f"{len(probes)} probes of {people} people, {len(seeds)} "
-        f"{'seed' if len(seeds) == 1 else 'seeds'}. Judges: {judges}; reconstructions are searched "
-        f"in a gallery of {' or '.join(sorted(sizes)) or 'no'} people that holds another photo of "
-        f"everybody. Device {run.info.device}."
+        f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'}, device {run.info.device}."
+    )
+    if not run.attacked:
+        return f"{setting} Nothing was attacked."
+    return (
+        f"{setting} Judges: {judges}; reconstructions of {len(probes)} probes of {people} people "
+        f"are searched in a gallery of {' or '.join(sorted(sizes)) or 'no'} people that holds "
+        "another photo of everybody."
     )
 
 

@@ -82,9 +82,10 @@ def _write(run: Run, folder: Path) -> None:
         "findings": findings(run),
         "scale": scale(run),
         "untested": untested(run),
+        "attacked": run.attacked,
         "privacy": privacy.only(PRIVACY_METRICS),
         "utility": utility,
-        "definitions": _definitions([privacy, utility]),
+        "definitions": _definitions([privacy, utility] if run.attacked else [utility]),
         "rule": RULE,
         "quantiles": list(QUANTILES),
         "responsible_use": RESPONSIBLE_USE,
@@ -154,6 +155,11 @@ def _grids(run: Run, folder: Path) -> list[_Faces]:
 def _statement(run: Run) -> str:
     """Return what was measured, in one paragraph."""
     suite = run.info.suite
+    if not run.attacked:
+        return (
+            f"What protecting the records of the recogniser {suite.recognizer.shown} costs, on the "
+            f"dataset {suite.dataset}. Nothing was attacked: what a defense hides is not said here."
+        )
     victims = probes(run.folder, min(line.seed for line in run.lines))
     judges = ", ".join(
         f"{judge} ({'the recogniser under attack' if run.is_target(judge) else 'independent'})"

@@ -190,11 +190,16 @@ class Run:
 
     @cached_property
     def protections(self) -> tuple[Protection, ...]:
-        """What was attacked, by leak and seed, the undefended object first."""
+        """What was attacked or used, by leak and seed, the undefended object first."""
         found = dict.fromkeys(line.protection for line in self.lines if line.protection)
         leaks = list(dict.fromkeys(item.leak for item in found))
         order = {item: (leaks.index(item.leak), item.seed, not item.undefended) for item in found}
         return tuple(sorted(found, key=order.__getitem__))
+
+    @property
+    def attacked(self) -> bool:
+        """Whether any attack was run, not only what defenses cost."""
+        return any(self.attacks(item) for item in self.protections)
 
     @property
     def references(self) -> list[Line]:

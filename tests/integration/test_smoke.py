@@ -102,6 +102,43 @@ def test_a_device_gives_what_the_cpu_gives(first: list[Row], tmp_path: Path) -> 
         assert row.value == pytest.approx(here[cell_of(row)], abs=0.01)
 
 
+BARE = """
+name = "bare"
+title = "What two defenses cost"
+dataset = "orl"
+recognizer = { name = "sface" }
+[split]
+victims = 6
+probes = 6
+attacker_images = 20
+defender_images = 20
+gallery_people = 2
+[[group]]
+leak = "template"
+defenses = [{ name = "none" }, { name = "biohash" }]
+"""
+
+
+def test_a_suite_without_attacks_says_what_defenses_cost(
+    command: Callable[..., str], warm: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "bare.toml").write_text(BARE)
+    command("run", "bare.toml", *SMOKE[2:], str(warm))
+    rows = read(tmp_path / "out")
+    defended = {row.metric for row in rows if row.defense == "biohash"}
+    assert {"accuracy.stored-vs-stored", "d-sys", "bytes-per-record"} <= defended
+    assert {row.attack for row in rows if row.defense} == {None}
+    page = (tmp_path / "out" / "report" / "index.html").read_text()
+    assert "Not attacked: biohash (template)." in page
+    assert 'id="utility"' in page
+    assert 'id="privacy"' not in page
+    command("submit", "out", "--out", "bare.json.gz")
+    command("publish", "bare.json.gz", "--out", "page")
+    published = (tmp_path / "page" / "README.md").read_text()
+    assert "what is left of recognition" in published
+    assert "What attacks recover" not in published
+
+
 def in_this_process(suite: Suite, folder: Path, threads: int) -> list[Row]:
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

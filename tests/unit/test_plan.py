@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from bench.errors import UserError
+from bench.jobs import Job, Utility, cell_jobs
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
 from bench.plan import (
@@ -15,11 +16,11 @@ from bench.plan import (
     Spec,
     Suite,
     SuiteError,
-    cell_fields_key,
     cells,
     load_suite,
     narrowed,
     parse_suite,
+    protected,
     standard_set,
     suite_names,
 )
@@ -69,10 +70,11 @@ def suite(**changes: Any) -> Suite:
 
 @pytest.mark.parametrize("name", suite_names())
 def test_built_in_suites_can_be_planned(name: str) -> None:
-    planned = cells(load_suite(name))
-    assert planned
-    assert len({cell_fields_key(cell) for cell in planned}) == len(planned)
-    assert load_suite(name).name == name
+    suite = load_suite(name)
+    planned = cells(suite)
+    assert len(set(planned)) == len(planned)
+    assert {(cell.leak, cell.defense) for cell in planned} <= set(protected(suite))
+    assert suite.name == name
 
 
 def test_the_built_in_suites_are_those_of_the_design() -> None:
@@ -193,6 +195,30 @@ def test_equal_cells_of_several_groups_run_once() -> None:
     assert len(planned(suite(group=[spelled_out, group()]))) == 5
 
 
+def test_a_defense_spelled_out_is_the_same_under_other_attacks() -> None:
+    spelled_out = group(defenses=[{"name": "sign-noise", "eps": 0.6}])
+    attacks = [{"name": "unet", "threats": ["adaptive"]}]
+    default = group(defenses=[{"name": "sign-noise"}], attacks=attacks)
+    one = suite(group=[spelled_out, default])
+    assert len({cell.defense for cell in cells(one)}) == 1
+    assert len(protected(one)) == 1
+
+
+def test_a_group_without_attacks_has_defenses_and_no_cells() -> None:
+    one = suite(group=[group(attacks=[])])
+    assert cells(one) == []
+    assert [(leak, spec.name) for leak, spec in protected(one)] == [
+        ("features", "none"),
+        ("features", "sign-noise"),
+    ]
+    assert cell_jobs(one) == [Job((Utility(0, Leak.FEATURES, spec),)) for _, spec in protected(one)]
+
+
+def test_a_defense_that_nothing_attacks_is_checked_too() -> None:
+    with pytest.raises(SuiteError, match="'biohash' does not work on the leak image"):
+        protected(suite(group=[group("image", defenses=[{"name": "biohash"}], attacks=[])]))
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -291,6 +317,17 @@ def test_an_attack_of_the_suite_keeps_its_threats() -> None:
     assert {item.attacks[0].threats for item in one.group} == {("transfer", "adaptive")}
 
 
+def test_a_group_without_attacks_takes_those_asked_for() -> None:
+    bare = suite(group=[group(attacks=[]), group("template", attacks=[])])
+    assert [item.leak for item in narrowed(bare, ["sign-noise"], [], None).group] == [
+        "features",
+        "template",
+    ]
+    attacked = narrowed(bare, [], ["feasibility"], None)
+    assert [item.leak for item in attacked.group] == ["features"]
+    assert cells(attacked)
+
+
 def test_a_registered_plugin_file_joins(tmp_path: Path, registries: None) -> None:
     path = tmp_path / "mine.py"
     path.write_text(PLUGIN.format(factor=2))
@@ -378,7 +415,7 @@ def test_the_source_of_a_plugin_changes_its_key(tmp_path: Path, registries: None
     assert found[0] == found[2]
 
 
-def test_everything_that_a_cell_is_changes_its_key() -> None:
+def test_everything_that_a_cell_is_tells_it_from_others() -> None:
     retrieval = Spec("attack", "retrieval", ())
     first = Cell(Leak.FEATURES, noise(), retrieval, Threat.ADAPTIVE, 0)
     others = [
@@ -388,7 +425,7 @@ def test_everything_that_a_cell_is_changes_its_key() -> None:
         Cell(Leak.FEATURES, noise(), retrieval, Threat.INSIDER, 0),
         Cell(Leak.FEATURES, noise(), retrieval, Threat.ADAPTIVE, 1),
     ]
-    assert len({cell_fields_key(cell) for cell in [first, *others]}) == 6
+    assert len({first, *others}) == 6
 
 
 def test_digests_follow_from_values_alone() -> None:

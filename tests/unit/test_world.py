@@ -20,7 +20,16 @@ from bench.registry import DATASETS, load_plugin
 from bench.scoring import protection, utility
 from bench.store import Store
 from bench.threats import Threat
-from bench.world import BATCH, World, check_records, draws, make_recognizer, protect, seeded
+from bench.world import (
+    BATCH,
+    World,
+    check_records,
+    comparables,
+    draws,
+    make_recognizer,
+    protect,
+    seeded,
+)
 from defenses.base import Defense
 
 if TYPE_CHECKING:
@@ -275,6 +284,33 @@ def test_utility_of_no_defense_is_the_same_both_ways(world: World) -> None:
     assert table["accuracy.stored-vs-stored"] > 0.9
 
 
+@pytest.mark.parametrize(
+    ("name", "given"), [("none", ()), ("iom-grp", ()), ("biohash", (("key", "leaked"),))]
+)
+def test_listed_pairs_have_the_scores_that_all_with_all_would_have(
+    world: World, name: str, given: tuple[tuple[str, Any], ...]
+) -> None:
+    spec = Spec("defense", name, given)
+    pairs, photos = world.split.pairs, world.pair_photos
+    artifact = world.pair_scores(spec, Leak.TEMPLATE)
+    defense = world.deployed(spec, Leak.TEMPLATE)
+    fields = {
+        **world.record_fields(spec, Leak.TEMPLATE, world._content(photos), "defender"),
+        "pairs": [pairs.left.tolist(), pairs.right.tolist()],
+    }
+    made, _ = protect(defense, world.crops(photos), draws(fields), keep=defense.comparable)
+    records = made["records"]
+    parts = world.images(photos).split(BATCH)
+    plain = torch.cat([world.recognizer.leaking(Leak.TEMPLATE, part) for part in parts])
+    rows = [np.searchsorted(photos, side) for side in (pairs.right, pairs.left)]
+    ways = {"stored-vs-stored": records, "stored-vs-fresh": comparables(defense, plain)}
+    assert artifact.tensors.keys() <= ways.keys()
+    for way, found in artifact.tensors.items():
+        wanted = defense.score(ways[way], records)[rows[0], rows[1]]
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-2)
+        assert found.std() > 0.05
+
+
 def test_protected_probes_alone_are_matched_where_plain_ones_cannot_be(world: World) -> None:
     scores = world.pair_scores(Spec("defense", "biohash", ()), Leak.TEMPLATE)
     assert set(scores.tensors) == {"stored-vs-stored"}
@@ -288,6 +324,7 @@ def test_records_with_keys_of_their_own_meet_plain_probes_only(world: World) -> 
     linked = protection(world, spec, Leak.TEMPLATE)
     assert linked is not None
     pairs, scores = linked
+    assert len(scores) == len(pairs.left)
     found = {score.metric: score.estimate for score in linkability(scores, pairs)}
     assert found["linkage-auc"].value < 0.7
     assert found["d-sys"].n == found["linkage-auc"].n > 0

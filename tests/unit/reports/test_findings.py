@@ -166,6 +166,16 @@ def test_failures_and_floors_are_told(run: Run) -> None:
     assert "no attack finished" in " ".join(findings(run)[2].sentences)
 
 
+def test_a_run_without_attacks_claims_nothing_about_what_is_hidden(run: Run) -> None:
+    costs = tuple(line for line in run.lines if line.attack is None or line.protection is None)
+    bare = dataclasses.replace(run, lines=costs)
+    assert bare.references
+    assert not bare.attacked
+    assert [sentence.partition(":")[0] for sentence in summary(bare)] == ["Not attacked"]
+    assert "advface (features)" in summary(bare)[0]
+    assert findings(bare) == scale(bare) == untested(bare) == []
+
+
 def test_a_run_without_any_score_still_reads(tmp_path: Path) -> None:
     def change(row: Row) -> Row:
         failed = {"status": "error", "value": None, "reason": "no luck", "definition": ""}
