@@ -391,7 +391,8 @@ class World:
                 probes["stored-vs-fresh"] = torch.cat(fresh_parts)
             left, right = np.searchsorted(photos, pairs.left), np.searchsorted(photos, pairs.right)
             scores = {
-                way: _listed(defense, fresh, right, stored, left) for way, fresh in probes.items()
+                way: _listed(defense.score, fresh, right, stored, left)
+                for way, fresh in probes.items()
             }
             facts["bytes_per_record"] = defense.bytes_per_record(torch.Size(facts["shape"]))
             facts["random"] = not torch.equal(*(self._one_record(defense, n) for n in (0, 1)))
@@ -419,14 +420,14 @@ class World:
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             self.progress(f"linking two applications of {spec.name}")
             crops = self.crops(photos)
-            mine, other = (
-                protect(self.instance(spec, leak, "defender", number), crops, draws(fields))
+            made = (
+                protect(self.instance(spec, leak, "defender", number), crops, draws(fields))[0]
                 for number, fields in enumerate((first, second))
             )
-            records = [made["records"].to(self.device) for made, _ in (mine, other)]
+            mine, others = (tensors["records"].to(self.device) for tensors in made)
+            linkage = self.deployed(spec, leak).linkage
             with torch.no_grad():
-                scores = self.deployed(spec, leak).linkage(*records)
-            return {"scores": scores[pairs.left, pairs.right]}, {}
+                return {"scores": _listed(linkage, mine, pairs.left, others, pairs.right)}, {}
 
         people = self.identities(photos).tolist()
         fields = {"first": first, "second": second, "people": people}
@@ -442,24 +443,28 @@ class World:
 
 
 def _listed(
-    defense: Defense, probes: Tensor, of: Indices, records: Tensor, against: Indices
+    score: Callable[[Tensor, Tensor], Tensor],
+    probes: Tensor,
+    of: Indices,
+    records: Tensor,
+    against: Indices,
 ) -> Tensor:
     """Return the scores (P,) of listed pairs, a record at a time.
 
     Pairs of all with all would be the square of the photos, which takes some schemes days.
 
     Args:
-        defense: A fitted defense.
-        probes: (N, K) comparables.
-        of: (P,) numbers of the probes.
-        records: (N, K) comparables.
-        against: (P,) numbers of the records.
+        score: Gives the (P, R) scores of P probes and R records.
+        probes: (N, ...) probes.
+        of: (P,) the number of each pair's probe.
+        records: (N, ...) records.
+        against: (P,) the number of each pair's record.
     """
     scores = torch.empty(len(of))
     order = np.argsort(against, kind="stable")
     for pairs in np.split(order, np.flatnonzero(np.diff(against[order])) + 1):
         record = against[pairs[0]]
-        scores[pairs] = defense.score(probes[of[pairs]], records[record : record + 1])[:, 0].cpu()
+        scores[pairs] = score(probes[of[pairs]], records[record : record + 1])[:, 0].float().cpu()
     return scores
 
 

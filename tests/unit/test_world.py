@@ -324,10 +324,27 @@ def test_records_with_keys_of_their_own_meet_plain_probes_only(world: World) -> 
     linked = protection(world, spec, Leak.TEMPLATE)
     assert linked is not None
     pairs, scores = linked
-    assert len(scores) == len(pairs.left)
     found = {score.metric: score.estimate for score in linkability(scores, pairs)}
     assert found["linkage-auc"].value < 0.7
     assert found["d-sys"].n == found["linkage-auc"].n > 0
+
+
+@pytest.mark.parametrize("key", ["application", "leaked"])
+def test_linked_are_records_of_two_applications_pair_by_pair(world: World, key: str) -> None:
+    spec = Spec("defense", "polyprotect", (("key", key),))
+    linked = protection(world, spec, Leak.TEMPLATE)
+    assert linked is not None
+    pairs, scores = linked
+    photos = world.pair_photos
+    content = world._content(photos)
+    made = []
+    for number in (0, 1):
+        fields = world.record_fields(spec, Leak.TEMPLATE, content, "defender", number)
+        instance = world.instance(spec, Leak.TEMPLATE, "defender", number)
+        made.append(protect(instance, world.crops(photos), draws(fields))[0]["records"])
+    wanted = world.deployed(spec, Leak.TEMPLATE).linkage(*made)[pairs.left, pairs.right]
+    np.testing.assert_allclose(scores, wanted.double(), rtol=0, atol=1e-4)
+    assert scores.std() > 0.05
 
 
 def test_nothing_is_linked_where_nothing_can_be_renewed(world: World) -> None:
