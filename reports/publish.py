@@ -111,6 +111,7 @@ def render(sources: Sequence[Source], names: Sequence[str], claims: Sequence[Cla
             }
             for name, source in zip(names, sources, strict=True)
         ],
+        attacked=any(source.run.attacked for source in sources),
         findings=findings,
         several=len(sources) > 1,
         counts=[f"{counts[answer]} {answer}" for answer in Answer if counts[answer]],
