@@ -65,7 +65,7 @@ def findings(run: Run) -> list[Finding]:
 def summary(run: Run) -> list[str]:
     """Return the defenses by verdict, the worst verdict first, and what only transfer suggested."""
     judged: dict[tuple[Verdict, Threat | None], list[str]] = defaultdict(list)
-    for item in run.protections:
+    for item in run.protections if run.attacked else ():
         if not item.undefended:
             key = verdict(run, item), verdict_threat(run, item)
             by = f", by {_breaker(run, item)}" if key[0] is Verdict.BROKEN else ""

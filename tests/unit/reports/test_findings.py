@@ -171,9 +171,15 @@ def test_a_run_without_attacks_claims_nothing_about_what_is_hidden(run: Run) -> 
     bare = dataclasses.replace(run, lines=costs)
     assert bare.references
     assert not bare.attacked
-    assert [sentence.partition(":")[0] for sentence in summary(bare)] == ["Not attacked"]
-    assert "advface (features)" in summary(bare)[0]
-    assert findings(bare) == scale(bare) == untested(bare) == []
+    assert summary(bare) == findings(bare) == scale(bare) == untested(bare) == []
+
+
+def test_a_defense_that_nothing_attacked_is_named_beside_those_attacked(run: Run) -> None:
+    name = run.protections[1].defense
+    costs = (x for x in run.lines if x.protection != run.protections[1] or x.attack is None)
+    partly = dataclasses.replace(run, lines=tuple(costs))
+    assert f"Not attacked: {name} (features)." in summary(partly)
+    assert all(name not in finding.title for finding in findings(partly))
 
 
 def test_a_run_without_any_score_still_reads(tmp_path: Path) -> None:
