@@ -158,8 +158,9 @@ def test_a_budget_is_in_the_key_of_a_cell(change: dict[str, int], world: World) 
     assert digest(Cells(other).fields(cell)) != digest(Cells(world).fields(cell))
 
 
-def test_a_list_is_a_parameter_too() -> None:
-    one, two = (Spec("defense", "mine", (("bands", [1, 2]),)) for _ in range(2))
+def test_a_table_is_a_parameter_too() -> None:
+    one, two = (Spec("attack", "unet", (("losses", {"pixel": 1.0}),)) for _ in range(2))
     assert one == two
+    assert one != Spec("attack", "unet", (("losses", {"pixel": 2.0}),))
     assert {one: 1}[two] == 1
     assert pickle.loads(pickle.dumps(one)) == one
