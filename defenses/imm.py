@@ -51,8 +51,11 @@ class IMM(Keyed):
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, 2 * groups) indices in [0, rows): of the largest, then of the smallest."""
         projected = self._projected(x, key)
-        # max finds the same index as argmax, three times as fast.
-        return torch.cat([projected.max(1).indices, projected.min(1).indices]).T.float()
+        # The first that equals the extreme: argmax and max take longer, number by number.
+        falling = torch.arange(self.rows, 0, -1, dtype=torch.int16, device=x.device)[:, None]
+        extremes = projected.amax(1, keepdim=True), projected.amin(1, keepdim=True)
+        found = [((projected == extreme) * falling).amax(1) for extreme in extremes]
+        return self.rows - torch.cat(found).T.float()
 
     def contest(self, x: Tensor, key: Key) -> Tensor:
         """Return the projections, then their negatives, (N, 2 * groups, rows)."""
@@ -62,7 +65,8 @@ class IMM(Keyed):
     def _projected(self, x: Tensor, key: Key) -> Tensor:
         """Return projections (groups, rows, N)."""
         matrix, chosen = key
-        return (matrix.T @ x.T)[chosen]  # whole rows are copied
+        # Whole rows are copied, which indexing with a matrix does in five times the time.
+        return (matrix.T @ x.T).index_select(0, chosen.flatten()).unflatten(0, chosen.shape)
 
     def similarity(self, probes: Tensor, references: Tensor) -> Tensor:
         """Return the share of equal indices in [0, 1]."""

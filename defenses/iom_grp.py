@@ -42,7 +42,8 @@ class IoMGRP(Keyed):
 
     def encode(self, x: Tensor, key: Key) -> Tensor:
         """Return (N, indices) indices in [0, projections)."""
-        return self.contest(x, key).argmax(2).float()
+        # max finds the same index as argmax, in less time.
+        return self.contest(x, key).max(2).indices.float()
 
     def contest(self, x: Tensor, key: Key) -> Tensor:
         """Return the projections (N, indices, projections)."""

@@ -23,7 +23,7 @@ def test_two_products_against_upsampling_and_unfolding(benchmark: BenchmarkFixtu
 
     def papers() -> Tensor:
         large = functional.interpolate(images, scale_factor=8, mode="bilinear", align_corners=True)
-        colors = block_dct._to_ycbcr(large) * 255
+        colors = block_dct.to_ycbcr(large) * 255
         colors[:, 0] -= 128
         blocks = functional.unfold(colors.flatten(0, 1)[:, None], 8, stride=8)
         return (kernels @ blocks).reshape(8, 192, 112, 112)
