@@ -9,6 +9,7 @@ import os
 import platform
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -243,13 +244,15 @@ def _add_rows(
     for count in best_of(planned):
         last = Reference(seed, GUESSED, count - 1)
         outcome.rows += rows(last, partial(writer.guesses, runner, count))
+    attacked: dict[tuple[Leak, Spec], list[Cell]] = defaultdict(list)
+    for cell in planned:
+        attacked[cell.leak, cell.defense].append(cell)
     for leak, defense in protected(runner.world.suite):
         outcome.rows += rows(
             Utility(seed, leak, defense), partial(_utility_rows, writer, leak, defense)
         )
-        members = [cell for cell in planned if (cell.leak, cell.defense) == (leak, defense)]
         finished: dict[Cell, Values] = {}
-        for cell in members:
+        for cell in attacked[leak, defense]:
             outcome.rows += rows(cell, partial(_cell_rows, writer, runner, cell, finished))
         outcome.rows += writer.worst_cases(runner, leak, defense, finished)
 

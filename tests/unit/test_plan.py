@@ -72,6 +72,7 @@ def suite(**changes: Any) -> Suite:
 def test_built_in_suites_can_be_planned(name: str) -> None:
     suite = load_suite(name)
     planned = cells(suite)
+    assert bool(planned) == any(group.attacks for group in suite.group)
     assert len(set(planned)) == len(planned)
     assert {(cell.leak, cell.defense) for cell in planned} <= set(protected(suite))
     assert suite.name == name
