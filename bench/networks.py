@@ -68,7 +68,11 @@ class MapDecoder(nn.Module):
 
     def forward(self, records: Tensor) -> Tensor:
         """Map records (N, C, H, W) to images (N, 3, 112, 112) in [0, 1]."""
-        x = self.stem(_at_56(self.standardize(records)))
+        return self.decode(self.standardize(records))
+
+    def decode(self, standard: Tensor) -> Tensor:
+        """Map standardised records (N, C, H, W) to images (N, 3, 112, 112) in [0, 1]."""
+        x = self.stem(_at_56(standard))
         x = x + self.same(x)
         low = self.up(self.low(self.down(x)))
         return torch.sigmoid(self.paint(self.join(torch.cat([x, low], 1))).float())
@@ -98,7 +102,11 @@ class ResidualDecoder(nn.Module):
 
     def forward(self, records: Tensor) -> Tensor:
         """Map records (N, C, H, W) to images (N, 3, 112, 112) in [0, 1]."""
-        x = self.stem(_at_56(self.standardize(records)))
+        return self.decode(self.standardize(records))
+
+    def decode(self, standard: Tensor) -> Tensor:
+        """Map standardised records (N, C, H, W) to images (N, 3, 112, 112) in [0, 1]."""
+        x = self.stem(_at_56(standard))
         for block in self.blocks:
             x = x + block(x)
         return torch.sigmoid(self.paint(x).float())

@@ -15,7 +15,7 @@ from contextvars import ContextVar
 from functools import reduce
 from itertools import cycle
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -27,6 +27,8 @@ from bench.curves import Curve
 from bench.networks import half_precision
 from bench.store import atomic_path
 from bench.threats import Pairs
+
+Network = TypeVar("Network", bound=nn.Module)
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """Maps (made, wanted) to one number."""
@@ -235,7 +237,7 @@ class _Run:
 
 
 def train(
-    network: nn.Module,
+    network: Network,
     pools: Sequence[Pairs],
     *,
     steps: int,
@@ -243,7 +245,7 @@ def train(
     loss: Loss = functional.l1_loss,
     batch: int = 32,
     device: str = "cpu",
-) -> nn.Module:
+) -> Network:
     """Train a network from records to images: Adam, one-cycle rate, half precision where native.
 
     Batches are drawn from all pools alike, by torch's global generator, which the harness seeds.

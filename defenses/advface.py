@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from bench.leaks import Leak
@@ -23,7 +23,9 @@ from bench.training import train
 from defenses.adversarial_noise import AdversarialNoise
 from defenses.base import Defender, draw_like
 
-SHADOWS: dict[str, tuple[type[MapDecoder | ResidualDecoder], ...]] = {
+Shadow = MapDecoder | ResidualDecoder
+
+SHADOWS: dict[str, tuple[type[Shadow], ...]] = {
     "unet": (MapDecoder,),
     "residual": (ResidualDecoder,),
     "both": (MapDecoder, ResidualDecoder),
@@ -86,7 +88,7 @@ class AdvFace(AdversarialNoise):
         if self.reading == "direct" and not self.random_start:
             raise ValueError('advface needs random_start = true for the reading "direct"')
         self.device = world.device
-        self.shadows = nn.ModuleList(
+        self.shadows = [
             train(
                 kind(maps.shape[1:], self.shadow_width, self.mean, self.deviation),
                 [Pairs(maps, world.images, world.identities)],
@@ -95,7 +97,7 @@ class AdvFace(AdversarialNoise):
                 device=world.device,
             )
             for kind in SHADOWS[self.shadow]
-        )
+        ]
         self.settled = self.eps
         if self.accuracy_drop is not None:
             self.settled = self._calibrated(world, maps, self.accuracy_drop)
@@ -114,12 +116,12 @@ class AdvFace(AdversarialNoise):
         return self._noise(x, self.settled, generator)
 
     def _noise(self, x: Tensor, eps: float, generator: torch.Generator) -> Tensor:
+        """Search the noise in deviations of its channel: all numbers are alike there."""
         # The layout of gradients: sums of tensors of two layouts take several times as long.
         x = x.contiguous(memory_format=torch.channels_last)
-        unit = self.deviation.reshape(-1, 1, 1)
         noise = torch.zeros_like(x)
         if self.random_start:
-            noise += draw_like(x, generator, "uniform").mul_(2).sub_(1) * (0.1 * eps * unit)
+            noise.copy_(draw_like(x, generator, "uniform").mul_(0.2 * eps).sub_(0.1 * eps))
         objectives = [self._objective(x, shadow) for shadow in self.shadows]
         for _ in range(self.steps):
             noise = noise.detach().requires_grad_()
@@ -130,39 +132,41 @@ class AdvFace(AdversarialNoise):
                 ]
                 distance = torch.stack(distances).sum()
                 (gradient,) = torch.autograd.grad(distance, noise)
-            noise = self._step(noise.detach(), gradient, eps, unit)
-        return noise
+            noise = self._step(noise.detach(), gradient, eps)
+        return noise.mul_(self.deviation.reshape(-1, 1, 1))
 
-    def _step(self, noise: Tensor, gradient: Tensor, eps: float, unit: Tensor) -> Tensor:
+    def _step(self, noise: Tensor, gradient: Tensor, eps: float) -> Tensor:
         """Go one step along the gradient and back into the ball; both are used up."""
         size = 2.5 * eps / self.steps
         if self.norm == "linf":
-            return noise.addcmul_(gradient.sign_(), size * unit).clamp_(-eps * unit, eps * unit)
-        # In deviations of their channels all numbers are alike, and the ball is round.
-        length = size / _rms(gradient, unit).clamp_min(1e-30)
-        noise.addcmul_(gradient, length * unit.square())
-        reached = _rms(noise, 1 / unit.clamp_min(1e-12)).clamp_min(1e-12)
-        return noise.mul_((eps / reached).clamp(max=1))
+            return noise.add_(gradient.sign_(), alpha=size).clamp_(-eps, eps)
+        noise.addcmul_(gradient, size / _rms(gradient).clamp_min(1e-30))
+        return noise.mul_((eps / _rms(noise).clamp_min(1e-12)).clamp(max=1))
 
-    def _objective(self, z: Tensor, shadow: nn.Module) -> tuple[Callable[[Tensor], Tensor], Tensor]:
-        """Return a shadow's image as a function of the noise, and the image to depart from."""
+    def _objective(self, z: Tensor, shadow: Shadow) -> tuple[Callable[[Tensor], Tensor], Tensor]:
+        """Return a shadow's image as a function of the noise, and the image to depart from.
 
-        def decode(maps: Tensor) -> Tensor:
+        The noise joins the map where the shadow has divided it by the same deviations.
+        """
+        # 1, but 0 in channels that are the same everywhere: no noise is stored there.
+        share = self.deviation.reshape(-1, 1, 1) / shadow.standardize.deviation
+
+        def image(standard: Tensor) -> Tensor:
             with half_precision(self.device):
-                images: Tensor = shadow(maps)
-            return images
+                return shadow.decode(standard)
+
+        def spoiled(noise: Tensor) -> Tensor:
+            made = image(torch.addcmul(start, noise, share))
+            if self.reading == "cyclic":
+                made = image(shadow.standardize(self.recognizer.head(made)))
+            return made
 
         with torch.no_grad():
-            target = decode(z)
-        match self.reading:
-            case "direct":
-                return lambda noise: decode(z + noise), target
-            case "shadow-feature":
-                with torch.no_grad():
-                    shadow_feature = self.recognizer.head(target)
-                return lambda noise: decode(shadow_feature + noise), target
-            case "cyclic":
-                return lambda noise: decode(self.recognizer.head(decode(z + noise))), target
+            start = shadow.standardize(z)
+            target = image(start)
+            if self.reading == "shadow-feature":
+                start = shadow.standardize(self.recognizer.head(target))
+        return spoiled, target
 
     def _calibrated(self, world: Defender, maps: Tensor, drop: float) -> float:
         """Return the largest eps, to 1/64, whose accuracy stays within the wanted drop."""
@@ -216,7 +220,7 @@ def balanced_pairs(
     return left[kept], right[kept], same[kept]
 
 
-def _rms(maps: Tensor, weight: Tensor) -> Tensor:
-    """Return the root mean square (N, 1, 1, 1) of maps times the weights (C, 1, 1) of channels."""
-    rows = (maps * weight).permute(0, 2, 3, 1).flatten(1)  # a view: channels come last in memory
+def _rms(maps: Tensor) -> Tensor:
+    """Return the root mean square (N, 1, 1, 1) of maps."""
+    rows = maps.permute(0, 2, 3, 1).flatten(1)  # a view: channels come last in memory
     return (torch.linalg.vector_norm(rows, dim=1) / rows.shape[1] ** 0.5).reshape(-1, 1, 1, 1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from bench.leaks import Leak
+from bench.networks import half_precision
 from bench.registry import DEFENSES
 from bench.world import seeded
 from defenses.advface import balanced_pairs
@@ -216,6 +217,57 @@ def test_advface_in_the_round_ball(advface: Fit, maps: Tensor, deviation: Tensor
     torch.testing.assert_close(rms, torch.full_like(rms, 0.4), rtol=0.05, atol=0)
     drawn = 0.4 * deviation.reshape(-1, 1, 1) * draw_like(maps, generator())
     assert spoiled(defense, made, maps) > 2 * spoiled(defense, maps + drawn, maps)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_advface_takes_the_steps_of_its_definition_in_the_units_of_the_map(
+    norm: str, advface: Fit, maps: Tensor
+) -> None:
+    defense: Any = advface(norm=norm, reading="shadow-feature", random_start=False)
+    made = defense.protect(maps, generator=generator()) - maps
+    expected = steps_in_units_of_the_map(defense, maps)
+    cosines = torch.cosine_similarity(made.flatten(1), expected.flatten(1))
+    assert cosines.min() > 0.99
+
+
+def steps_in_units_of_the_map(defense: Any, maps: Tensor) -> Tensor:
+    """Return the noise of the second reading, written down as its docstring says it."""
+    unit, shadow = defense.deviation.reshape(-1, 1, 1), defense.shadows[0]
+    radius, size = defense.eps * unit, 2.5 * defense.eps / defense.steps
+
+    def rms(rows: Tensor) -> Tensor:
+        return rows.flatten(1).square().mean(1).sqrt().reshape(-1, 1, 1, 1)
+
+    with torch.no_grad(), half_precision("cpu"):
+        target = shadow(maps)
+    with torch.no_grad():
+        feature = defense.recognizer.head(target)
+    noise = torch.zeros_like(maps)
+    for _ in range(defense.steps):
+        noise.requires_grad_()
+        with half_precision("cpu"):
+            made = shadow(feature + noise)
+        distance = (made - target).abs().sum()
+        (slope,) = torch.autograd.grad(distance, noise)
+        noise = noise.detach()
+        if defense.norm == "linf":
+            noise = (noise + size * unit * slope.sign()).clamp(-radius, radius)
+        else:
+            noise = noise + size * unit.square() * slope / rms(unit * slope)
+            noise = noise * (defense.eps / rms(noise / unit)).clamp(max=1)
+    return noise
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_advface_stores_no_noise_where_maps_never_differ(
+    norm: str, advface: Fit, maps: Tensor
+) -> None:
+    defense = advface(norm=norm, eps=0.4)
+    defense.deviation = defense.deviation.clone()
+    defense.deviation[3] = 0
+    noise = defense.protect(maps, generator=generator()) - maps
+    assert not noise[:, 3].any()
+    assert (noise[:, 4] != 0).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("control", ["l2", "linf"])
