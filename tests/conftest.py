@@ -17,6 +17,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 import torch
 from pretended_device import pretended_device, register
+from run_folder import build
 
 from bench.memory import keep_freed_memory
 from bench.plan import Spec, parse_suite
@@ -153,3 +154,9 @@ def lfw_root() -> Path:
     if not (root / "lfw.tar").is_file():
         pytest.skip(f"LFW is not at {root}: set VEILBENCH_LFW to the folder that holds lfw.tar")
     return root
+
+
+@pytest.fixture(scope="session")
+def synthetic(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a synthetic run folder, which tests read and do not change."""
+    return build(tmp_path_factory.mktemp("synthetic"))
