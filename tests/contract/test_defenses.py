@@ -95,13 +95,22 @@ def far_lab(far_world: World, quick: Callable[..., Spec]) -> Lab:
 
 def state(defense: Defense) -> list[Tensor]:
     """Return the tensors that an instance learned or drew, in a fixed order."""
-    found = []
-    for name, value in sorted(vars(defense).items()):
-        if isinstance(value, Tensor):
-            found.append(value)
-        elif isinstance(value, nn.Module) and name != "recognizer":
-            found += list(value.state_dict().values())
-    return found
+    own = {name: value for name, value in vars(defense).items() if name != "recognizer"}
+    return tensors(own)
+
+
+def tensors(value: object) -> list[Tensor]:
+    """Return the tensors in a value, in networks and in containers of such."""
+    match value:
+        case Tensor():
+            return [value]
+        case nn.Module():
+            return tensors(value.state_dict())
+        case dict():
+            return [tensor for name in sorted(value) for tensor in tensors(value[name])]
+        case list() | tuple():
+            return [tensor for part in value for tensor in tensors(part)]
+    return []
 
 
 def differ(left: list[Tensor], right: list[Tensor]) -> bool:
