@@ -216,3 +216,16 @@ class _FrozenPReLU(torch.autograd.Function):
 def best_cpu_precision() -> str:
     """Return "bfloat16" where the processor multiplies bfloat16 natively, else "float32"."""
     return "bfloat16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def chosen_precision(precision: str, name: str) -> str:
+    """Return the type of a recogniser's arithmetic, of which "auto" is the best of the processor.
+
+    Raises:
+        UserError: It is not "auto", "float32" or "bfloat16".
+    """
+    if precision not in {"auto", "float32", "bfloat16"}:
+        raise UserError(
+            f"The precision {precision!r} of {name} is unknown: use auto, float32 or bfloat16."
+        )
+    return best_cpu_precision() if precision == "auto" else precision

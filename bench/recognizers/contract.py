@@ -23,7 +23,7 @@ from bench.datasets.images import decode, reading
 from bench.datasets.orl import ORL
 from bench.errors import DataError, UserError
 from bench.plugin import Plugin
-from bench.recognizers.base import CROP, Recognizer, best_cpu_precision, first_mixed
+from bench.recognizers.base import CROP, Recognizer, first_mixed
 
 MAX_WEIGHTS_BYTES = 1 << 30
 """Largest file of weights that is read; an IResNet-100 in float32 has 261 MB."""
@@ -151,19 +151,6 @@ class ContractRecognizer(Recognizer):
         self.feature_shape = (channels, height, width)
         self.embedding_size = embeddings.shape[1]
         check_contract(self)
-
-
-def chosen_precision(precision: str, name: str) -> str:
-    """Return the type of the arithmetic inside.
-
-    Raises:
-        UserError: It is not "auto", "float32" or "bfloat16".
-    """
-    if precision not in {"auto", "float32", "bfloat16"}:
-        raise UserError(
-            f"The precision {precision!r} of {name} is unknown: use auto, float32 or bfloat16."
-        )
-    return best_cpu_precision() if precision == "auto" else precision
 
 
 def read_weights(path: Path, sha256: str | None) -> tuple[bytes, str]:

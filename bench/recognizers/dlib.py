@@ -29,8 +29,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench import assets
-from bench.errors import DataError, UserError
-from bench.recognizers.base import CROP, Recognizer, best_cpu_precision
+from bench.errors import DataError
+from bench.recognizers.base import CROP, Recognizer, chosen_precision
 from bench.registry import RECOGNIZERS
 
 if TYPE_CHECKING:
@@ -106,11 +106,7 @@ class DLib(Recognizer):
 
     def __init__(self, precision: str = "float32") -> None:
         super().__init__()
-        if precision not in {"auto", "float32", "bfloat16"}:
-            raise UserError(
-                f"The precision {precision!r} of dlib is unknown: use auto, float32 or bfloat16."
-            )
-        self.precision = best_cpu_precision() if precision == "auto" else precision
+        self.precision = chosen_precision(precision, self.name)
         self.weights_sha256 = assets.manifest()["dlib-resnet"].sha256
         parameters = iter(read_parameters(assets.locate("dlib-resnet").read_bytes()))
         self.stem = nn.Sequential(

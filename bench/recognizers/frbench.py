@@ -19,7 +19,8 @@ from torch import nn
 from bench.datasets.align import TEMPLATE
 from bench.datasets.images import reading
 from bench.errors import DataError, MissingAssetError
-from bench.recognizers.contract import Contract, ContractRecognizer, chosen_precision, read_weights
+from bench.recognizers.base import chosen_precision
+from bench.recognizers.contract import Contract, ContractRecognizer, read_weights
 from bench.recognizers.iresnet import load, read_state_dict
 from bench.registry import RECOGNIZERS
 from bench.torchvision_import import import_torchvision

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.errors import DataError, UserError
-from bench.recognizers.base import frozen_prelu
+from bench.recognizers.base import chosen_precision, frozen_prelu
 from bench.recognizers.contract import (
     MAX_WEIGHTS_BYTES,
     Contract,
     ContractRecognizer,
-    chosen_precision,
     read_weights,
 )
 from bench.registry import RECOGNIZERS

@@ -27,11 +27,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from bench.errors import DataError, UserError
-from bench.recognizers.base import frozen_prelu
+from bench.recognizers.base import chosen_precision, frozen_prelu
 from bench.recognizers.contract import (
     Contract,
     ContractRecognizer,
-    chosen_precision,
     read_weights,
     reference_faces,
 )

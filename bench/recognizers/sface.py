@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from bench import assets
 from bench.errors import UserError
-from bench.recognizers.base import CROP, Recognizer, best_cpu_precision, frozen_prelu
+from bench.recognizers.base import CROP, Recognizer, chosen_precision, frozen_prelu
 from bench.registry import RECOGNIZERS
 
 Array = NDArray[np.float32]
@@ -46,13 +46,9 @@ class SFace(Recognizer):
 
     def __init__(self, cut: int = 4, precision: str = "auto") -> None:
         super().__init__()
-        if precision not in {"auto", "float32", "bfloat16"}:
-            raise UserError(
-                f"The precision {precision!r} of sface is unknown: use auto, float32 or bfloat16."
-            )
         if not 1 <= cut <= 26:
             raise UserError(f"The cut {cut} of sface is no block: give a number from 1 to 26.")
-        self.precision = best_cpu_precision() if precision == "auto" else precision
+        self.precision = chosen_precision(precision, self.name)
         self.weights_sha256 = assets.manifest()["sface"].sha256
         blocks, self.dense = _build(onnx.load(assets.locate("sface")).graph)
         self.head_blocks = nn.Sequential(*blocks[:cut])
