@@ -28,10 +28,17 @@ NON_MATED = 10_000
 
 LINKING_FMR = 1e-3
 
+APPLICATIONS = 64
+"""Most pairs of applications. One alone would say how alike records are under two keys, not how
+alike they are under keys: of the keys of a scheme some may undo each other."""
+
 
 @dataclass(frozen=True)
 class Pairs:
-    """Records of the first application (left) and of the second (right), by number of the photo.
+    """Records of a first application (left) and of a second (right), by number of the photo.
+
+    Every person is with one pair of applications, the first of which has the left record of every
+    photo, the second the right.
 
     Attributes:
         left: (P,) photo behind the first record.
@@ -44,6 +51,13 @@ class Pairs:
     right: NDArray[np.intp]
     left_identity: NDArray[np.str_]
     right_identity: NDArray[np.str_]
+
+    @property
+    def applications(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """(P,) and (P,): which pair of applications has the left record, and the right."""
+        both = np.concatenate([self.left_identity, self.right_identity])
+        left, right = np.split(application_of(both), 2)
+        return left, right
 
     @property
     def renewed(self) -> NDArray[np.bool_]:
@@ -59,6 +73,17 @@ class Pairs:
     def non_mated(self) -> NDArray[np.bool_]:
         """(P,) whether the records are of different people."""
         return self.left_identity != self.right_identity
+
+
+def application_of(identities: NDArray[np.str_]) -> NDArray[np.intp]:
+    """Return the number (N,) of the pair of applications that each person is with.
+
+    As many pairs as there are people, but not more than `APPLICATIONS`.
+
+    Args:
+        identities: (N,) names, among them everybody's.
+    """
+    return np.unique(identities, return_inverse=True)[1] % APPLICATIONS
 
 
 def linked_pairs(identities: NDArray[np.str_]) -> Pairs:
@@ -78,7 +103,8 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0
 
     Mated are different photos of one person, one protected by each application. The renewed record
     of the very same photo is scored apart: a linker ties it to the revoked one at the threshold
-    that ties 1 of 1000 records of different people.
+    that ties 1 of 1000 records of different people. The units of the intervals are pairs of
+    applications, whose keys all people with them share.
 
     Args:
         scores: (P,) linkage scores, higher is more alike.
@@ -92,19 +118,18 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0
         raise MetricError(f"There are {len(scores)} linkage scores for {len(pairs.left)} pairs.")
     mated, others = scores[pairs.mated], np.sort(scores[pairs.non_mated])
     found = unlinkability(mated, others)
-    people = pairs.left_identity[pairs.mated]
-    strangers = pairs.left_identity[pairs.non_mated], pairs.right_identity[pairs.non_mated]
+    left, right = pairs.applications
+    units, strangers = left[pairs.mated], (left[pairs.non_mated], right[pairs.non_mated])
     gains = link_gains(mated, scores[pairs.non_mated])
     d_sys = global_linkability(
-        gains, people, *strangers, null_mean=found.null_mean, confidence=confidence
+        gains, units, *strangers, null_mean=found.null_mean, confidence=confidence
     )
     null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
     below = np.searchsorted(others, mated, "left") + np.searchsorted(others, mated, "right")
-    auc = clustered_mean(below / (2 * len(others)), people, confidence=confidence)
+    auc = clustered_mean(below / (2 * len(others)), units, confidence=confidence)
     threshold = others[-1 - int(LINKING_FMR * len(others))]
     tied = (scores[pairs.renewed] > threshold).astype(float)
-    same_photo = pairs.left_identity[pairs.renewed]
-    renewed = clustered_rate(tied, same_photo, confidence=confidence)
+    renewed = clustered_rate(tied, left[pairs.renewed], confidence=confidence)
     return [
         Score("d-sys", "d-sys", d_sys, flags=null),
         Score(

@@ -29,7 +29,7 @@ from bench.datasets.images import decode
 from bench.errors import UserError, first_fault
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
-from bench.linkage import Pairs, linked_pairs
+from bench.linkage import Pairs, application_of, linked_pairs
 from bench.memory import keep_freed_memory
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
@@ -408,29 +408,30 @@ class World:
     def linkage_scores(self, spec: Spec, leak: Leak) -> Artifact:
         """Return how alike ("scores", (P,)) the records of two applications are.
 
-        Both protect the photos of the split's pairs: the deployed instance, and a second one of the
-        defender with other secrets. `linked_pairs` says which records are compared.
+        Every person of the split's pairs is with a pair of applications, which have keys of their
+        own and what the deployed instance has learned. `linked_pairs` says which of the records
+        are compared.
         """
         photos, pairs = self.pair_photos, self.linked_pairs
-        content = self._content(photos)
-        first, second = (
-            self.record_fields(spec, leak, content, "defender", number) for number in (0, 1)
-        )
+        people = self.identities(photos)
+        homes = application_of(people)
+        fields = {
+            **self.record_fields(spec, leak, self._content(photos), "defender"),
+            "people": people.tolist(),
+            "homes": homes.tolist(),
+        }
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
-            self.progress(f"linking two applications of {spec.name}")
-            crops = self.crops(photos)
-            made = (
-                protect(self.instance(spec, leak, "defender", number), crops, draws(fields))[0]
-                for number, fields in enumerate((first, second))
+            self.progress(f"linking applications of {spec.name}")
+            defense, crops = self.deployed(spec, leak), self.crops(photos)
+            mine, others = (
+                _renewed_records(defense, crops, homes, draws([fields, side]))
+                for side in ("first", "second")
             )
-            mine, others = (tensors["records"].to(self.device) for tensors in made)
-            linkage = self.deployed(spec, leak).linkage
             with torch.no_grad():
-                return {"scores": _listed(linkage, mine, pairs.left, others, pairs.right)}, {}
+                scores = _listed(defense.linkage, mine, pairs.left, others, pairs.right)
+            return {"scores": scores}, {}
 
-        people = self.identities(photos).tolist()
-        fields = {"first": first, "second": second, "people": people}
         return self.store.artifact("linkage", fields, make)
 
     @cached_property
@@ -440,6 +441,18 @@ class World:
 
     def _content(self, photos: Indices) -> str:
         return digest([self._photos_key, photos.tolist()])
+
+
+def _renewed_records(
+    defense: Defense, images: Tensor, homes: Indices, generator: torch.Generator
+) -> Tensor:
+    """Return the records (N, ...) of images, those of every home (N,) under a key of its own."""
+    order = np.argsort(homes, kind="stable")
+    made = [
+        protect(defense.renewed(generator), images[homes == home], generator)[0]["records"]
+        for home in np.unique(homes)
+    ]
+    return torch.cat(made)[np.argsort(order)].to(images.device)
 
 
 def _listed(

@@ -187,6 +187,16 @@ class Defense(Plugin, ABC):
         """
         return self.score(self.comparable(records), self.comparable(others))
 
+    def renewed(self, generator: torch.Generator) -> Self:
+        """Return this instance with another key, as after a theft; what was learned stays.
+
+        Default: itself, since every record has a secret of its own. Asked only where `renewable`.
+
+        Args:
+            generator: CPU generator of the key.
+        """
+        return self
+
     def bytes_per_record(self, shape: torch.Size) -> float:
         """Return the bytes that a record of this shape takes in storage. Default: float32."""
         return 4.0 * shape.numel()

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -79,6 +80,12 @@ class Homomorphic(Defense):
         if self.size > DEGREE:
             raise ValueError(f"homomorphic takes templates of at most {DEGREE} numbers")
         self.secret = _seeds(1, world.generator())
+
+    def renewed(self, generator: torch.Generator) -> Self:
+        """Return this instance with the seed of another key."""
+        other = copy.copy(self)
+        other.secret = _seeds(1, generator)
+        return other
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return (N, 16384) ciphertexts: bytes as numbers."""

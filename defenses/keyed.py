@@ -13,9 +13,10 @@ how keys are handled: is the secret kept or published, and has every record a ke
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from torch import Tensor
@@ -104,11 +105,13 @@ class Keyed(Defense):
         """Draw the secret, and the key of the application."""
         self.size = world.recognizer.embedding_size
         self.device = world.device
-        kept = self.key in {"application", "subject"}
-        self.secret = torch.zeros(1, dtype=torch.int64)
-        if kept:
-            self.secret = torch.randint(2**62, (1,), generator=world.generator())
-        self._application_key = self._numbered_key(0)
+        self._draw_secret(world.generator())
+
+    def renewed(self, generator: torch.Generator) -> Self:
+        """Return this instance with another secret, or the same where it is published."""
+        other = copy.copy(self)
+        other._draw_secret(generator)
+        return other
 
     def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
         """Return codes (N, K), after the number of the key (N, 1) where every record has one."""
@@ -156,6 +159,13 @@ class Keyed(Defense):
         """Return the bytes of a packed code, and three of the number of its key."""
         size = shape.numel() - self.own_keys
         return self.code_bytes(size) + 3 * self.own_keys
+
+    def _draw_secret(self, generator: torch.Generator) -> None:
+        kept = self.key in {"application", "subject"}
+        self.secret = torch.zeros(1, dtype=torch.int64)
+        if kept:
+            self.secret = torch.randint(2**62, (1,), generator=generator)
+        self._application_key = self._numbered_key(0)
 
     def _undone(self, records: Tensor) -> Tensor | None:
         found = [self.undo(self.codes(record[None]), self.key_of(record)) for record in records]

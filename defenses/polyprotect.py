@@ -26,10 +26,13 @@ class PolyProtect(Keyed):
     exponents are a permutation of 1..m, the coefficients distinct integers but 0. In the paper
     every subject has its own: `key = "subject"`.
 
-    Leaks: template. Secrets: coefficients and exponents. Score: cosine. Known weakness: with the
+    Leaks: template. Secrets: coefficients and exponents. Score: cosine. Known weaknesses: with the
     key every number is one equation in m unknowns, and at a high overlap there are as many as
-    unknowns: a numerical solver with the key finds the template. Source: the paper; the embedding
-    is normalised first (arXiv 2605.03857).
+    unknowns: a numerical solver with the key finds the template. The numbers of an embedding are
+    small, so that the linear term outweighs the others: where it has the same place under two keys,
+    which is so for one of m pairs of keys, codes of one face are the same but for size and sign
+    (D_sys .92 to 1 in 12 of 60 pairs of keys on LFW, below .3 in 45 of the other 48). Source: the
+    paper; the embedding is normalised first (arXiv 2605.03857).
 
     Args:
         terms: Numbers in a window (m), and the largest exponent.

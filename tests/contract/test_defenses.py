@@ -216,13 +216,16 @@ def test_records_of_two_applications_can_be_scored_for_linkage(
     name: str, leak: Leak, lab: Lab
 ) -> None:
     defense = lab.fitted(name, leak)
+    records = lab.records(name, leak)
+    others = lab.records(name, leak, seed=2, draw=2)
+    if defense.renewable:
+        others = lab.protect(defense.renewed(torch.Generator().manual_seed(2)), draw=2)
+        assert not torch.equal(records, others), "renewal gave the old record back"
+        assert torch.equal(lab.protect(defense), records), "renewal changed the old instance"
     with torch.no_grad():
-        scores = defense.linkage(lab.records(name, leak), lab.records(name, leak, seed=2, draw=2))
+        scores = defense.linkage(records, others)
     assert scores.shape == (len(lab.faces), len(lab.faces))
     assert torch.isfinite(scores).all()
-    if defense.renewable:
-        same = torch.equal(lab.records(name, leak), lab.records(name, leak, seed=2, draw=2))
-        assert not same, "renewal gave the old record back"
 
 
 @pytest.mark.parametrize(("name", "leak"), CASES)
@@ -275,6 +278,8 @@ def test_keys_are_handled_as_they_are_named(name: str, key: str, lab: Lab) -> No
         for a, b in zip(own, other.key_of(record), strict=True)
     )
     assert published == (key in {"shared", "leaked"})
+    renewed = one.renewed(torch.Generator().manual_seed(3))
+    assert torch.equal(lab.protect(renewed), records) == published
     codes = one.codes(records)
     again = torch.cat([one.encode(x[None], k) for x, k in zip(clean, keys, strict=True)])
     torch.testing.assert_close(codes, again)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pytest
@@ -13,10 +15,10 @@ from bench.cell import Cells, check_images
 from bench.errors import DataError, UserError
 from bench.jobs import choose_device
 from bench.leaks import Leak
-from bench.linkage import linkability
+from bench.linkage import Pairs, linkability
 from bench.plan import Cell, NamedRecognizer, Spec
 from bench.plugin import Plugin
-from bench.registry import DATASETS, load_plugin
+from bench.registry import DATASETS, DEFENSES, load_plugin
 from bench.scoring import protection, utility
 from bench.store import Store
 from bench.threats import Threat
@@ -35,6 +37,8 @@ from defenses.base import Defense
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from numpy.typing import NDArray
 
 NONE = Spec("defense", "none", ())
 RETRIEVAL = Spec("attack", "retrieval", ())
@@ -329,22 +333,56 @@ def test_records_with_keys_of_their_own_meet_plain_probes_only(world: World) -> 
     assert found["d-sys"].n == found["linkage-auc"].n > 0
 
 
-@pytest.mark.parametrize("key", ["application", "leaked"])
-def test_linked_are_records_of_two_applications_pair_by_pair(world: World, key: str) -> None:
-    spec = Spec("defense", "polyprotect", (("key", key),))
-    linked = protection(world, spec, Leak.TEMPLATE)
-    assert linked is not None
-    pairs, scores = linked
-    photos = world.pair_photos
-    content = world._content(photos)
-    made = []
-    for number in (0, 1):
-        fields = world.record_fields(spec, Leak.TEMPLATE, content, "defender", number)
-        instance = world.instance(spec, Leak.TEMPLATE, "defender", number)
-        made.append(protect(instance, world.crops(photos), draws(fields))[0]["records"])
-    wanted = world.deployed(spec, Leak.TEMPLATE).linkage(*made)[pairs.left, pairs.right]
-    np.testing.assert_allclose(scores, wanted.double(), rtol=0, atol=1e-4)
-    assert scores.std() > 0.05
+@dataclass
+class Labelled(Defense):
+    """Stores a key and a number of the face, and shows one of them instead of a similarity."""
+
+    leaks = frozenset({Leak.TEMPLATE})
+    renewable = True
+    key = -1
+
+    side: str = "left"
+    column: int = 0
+
+    def renewed(self, generator: torch.Generator) -> Self:
+        """Return this instance with another key."""
+        other = copy.copy(self)
+        other.key = int(torch.randint(2**20, (1,), generator=generator))
+        return other
+
+    def protect(self, x: Tensor, *, generator: torch.Generator) -> Tensor:
+        """Return the key and the first number of each template."""
+        return torch.stack([torch.full_like(x[:, 0], self.key), x[:, 0]], 1)
+
+    def linkage(self, records: Tensor, others: Tensor) -> Tensor:
+        """Return a column of one side."""
+        if self.side == "left":
+            return records[:, self.column, None].expand(-1, len(others))
+        return others[:, self.column].expand(len(records), -1)
+
+
+@pytest.mark.usefixtures("registries")
+def test_every_person_is_with_two_applications_that_have_keys_of_their_own(world: World) -> None:
+    DEFENSES.register("labelled")(Labelled)
+
+    def shown(side: str, column: int) -> tuple[Pairs, NDArray[np.float64]]:
+        spec = Spec("defense", "labelled", (("side", side), ("column", column)))
+        linked = protection(world, spec, Leak.TEMPLATE)
+        assert linked is not None
+        return linked
+
+    pairs, left_keys = shown("left", 0)
+    right_keys = shown("right", 0)[1]
+    people = len(np.unique(pairs.left_identity))
+    assert people > 3
+    owners = {(p, k) for p, k in zip(pairs.left_identity, left_keys, strict=True)}
+    assert len(owners) == len(set(left_keys)) == len(set(right_keys)) == people
+    assert not set(left_keys) & set(right_keys)
+    assert -1 not in left_keys
+    photos = world.images(world.pair_photos)
+    faces = world.recognizer.leaking(Leak.TEMPLATE, photos)[:, 0].numpy()
+    for side, rows in (("left", pairs.left), ("right", pairs.right)):
+        np.testing.assert_allclose(shown(side, 1)[1], faces[rows], rtol=0, atol=1e-3)
 
 
 def test_nothing_is_linked_where_nothing_can_be_renewed(world: World) -> None:
