@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,25 +16,30 @@ from bench.metrics.identification import (
     identification_from_scores,
 )
 
+if TYPE_CHECKING:
+    from bench.metrics.arrays import Doubles, Integers
+
 NAN = np.full(2, np.nan)
 
 
-def at(*degrees):
+def at(*degrees: float) -> Doubles:
     """Unit vectors in the plane."""
     angles = np.radians(degrees)
     return np.stack([np.cos(angles), np.sin(angles)], axis=1)
 
 
-def clouds(seed, people=12, images=3, dimension=8, spread=0.8):
+def clouds(
+    seed: int, people: int = 12, images: int = 3, dimension: int = 8, spread: float = 0.8
+) -> tuple[Doubles, Integers]:
     rng = np.random.default_rng(seed)
     identities = np.repeat(np.arange(people), images)
     centres = rng.normal(size=(people, dimension))
     return centres[identities] + spread * rng.normal(size=(len(identities), dimension)), identities
 
 
-def brute_force_rank(probe, identity, gallery, identities):
-    def cosine(a, b):
-        return a @ b / np.sqrt((a @ a) * (b @ b))
+def brute_force_rank(probe: Doubles, identity: int, gallery: Doubles, identities: Integers) -> int:
+    def cosine(a: Doubles, b: Doubles) -> float:
+        return float(a @ b / np.sqrt((a @ a) * (b @ b)))
 
     best = {
         person: max(cosine(probe, gallery[i]) for i in np.flatnonzero(identities == person))
@@ -42,7 +51,7 @@ def brute_force_rank(probe, identity, gallery, identities):
 class TestIdentification:
     @settings(deadline=None)
     @given(st.integers(0, 10_000))
-    def test_rank_equals_brute_force(self, seed):
+    def test_rank_equals_brute_force(self, seed: int) -> None:
         gallery, owners = clouds(seed)
         probes, identities = clouds(seed + 1, people=12, images=2)
         result = identification(probes, identities, gallery, owners, ranks=(1, 3))
@@ -57,7 +66,7 @@ class TestIdentification:
         assert result.rates == {1: result.cmc[0], 3: result.cmc[2]}
         assert result.cmc[-1] == 1
 
-    def test_order_of_gallery_and_kind_of_label_do_not_matter(self):
+    def test_order_of_gallery_and_kind_of_label_do_not_matter(self) -> None:
         gallery, owners = clouds(0)
         probes, identities = clouds(1)
         order = np.random.default_rng(0).permutation(len(gallery))
@@ -70,23 +79,23 @@ class TestIdentification:
         )
         assert plain.rank.tolist() == other.rank.tolist()
 
-    def test_ties_count_against_the_probe(self):
+    def test_ties_count_against_the_probe(self) -> None:
         result = identification(at(10), ["a"], at(0, 0, 90), ["a", "b", "c"])
         assert result.rank.tolist() == [2]
         same_person = identification(at(10), ["a"], at(0, 0, 90), ["a", "a", "c"])
         assert same_person.rank.tolist() == [1]
 
-    def test_a_template_that_forgets_the_person_ranks_last(self):
+    def test_a_template_that_forgets_the_person_ranks_last(self) -> None:
         people = np.arange(50)
         constant = np.tile(np.random.default_rng(0).normal(size=33), (50, 1))
         result = identification(constant, people, constant, people)
         assert set(result.rank) == {50}
 
-    def test_rank_counts_people_not_entries(self):
+    def test_rank_counts_people_not_entries(self) -> None:
         result = identification(at(0), ["a"], at(20, 1, 2, 3), ["a", "b", "b", "b"])
         assert result.rank.tolist() == [2]
 
-    def test_failed_probes_are_misses_at_every_rank(self):
+    def test_failed_probes_are_misses_at_every_rank(self) -> None:
         probes = np.vstack([at(0, 90), NAN, NAN])
         result = identification(probes, [0, 1, 0, 9], at(0, 90), [0, 1], ranks=(1, 2))
         assert result.failed.tolist() == [False, False, True, True]
@@ -96,7 +105,7 @@ class TestIdentification:
         assert result.hits().tolist() == [True, True, False]
         assert result.top_score[2] == -np.inf
 
-    def test_open_set_threshold_comes_from_the_maxima_of_non_mated_probes(self):
+    def test_open_set_threshold_comes_from_the_maxima_of_non_mated_probes(self) -> None:
         gallery = at(0, 90)
         probes = at(5, 95, 40, 0, 30, 30, -150)  # mated: 0, 1, 0, 1 (wrong person)
         identities = [0, 1, 0, 1, 7, 8, 9]
@@ -109,7 +118,7 @@ class TestIdentification:
         assert loose.hits.tolist() == [True, True, True, False]
         assert loose.achieved_fpir == 2 / 3
 
-    def test_failed_non_mated_probes_stay_in_the_denominator(self):
+    def test_failed_non_mated_probes_stay_in_the_denominator(self) -> None:
         probes = np.vstack([at(0, 30), NAN])
         result = identification(probes, [0, 7, 8], at(0), [0])
         (point,) = result.tpir_at_fpir(0.5)
@@ -130,23 +139,23 @@ class TestIdentification:
             ((at(0), [0], np.empty((0, 2)), []), "gallery must be a non-empty"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, message):
+    def test_bad_input_is_named(self, arguments: tuple[Any, ...], message: str) -> None:
         with pytest.raises(MetricError, match=message):
             identification(*arguments)
 
     @pytest.mark.parametrize("rank", [0, 3])
-    def test_ranks_beyond_the_gallery_are_refused(self, rank):
+    def test_ranks_beyond_the_gallery_are_refused(self, rank: int) -> None:
         with pytest.raises(MetricError, match=r"1\.\.2"):
             identification(at(0), [0], at(0, 90), [0, 1], ranks=(rank,))
 
-    def test_fpir_needs_non_mated_probes(self):
+    def test_fpir_needs_non_mated_probes(self) -> None:
         result = identification(at(0), [0], at(0), [0])
         with pytest.raises(MetricError, match="outside it"):
             result.tpir_at_fpir(0.1)
 
 
 class TestAcceptance:
-    def test_type_two_is_averaged_per_person_first(self):
+    def test_type_two_is_averaged_per_person_first(self) -> None:
         images = at(0, 10, 20, 30, 90, 100)
         people = ["a", "a", "a", "a", "b", "b"]
         reconstructions = at(0, 10, 120)
@@ -160,7 +169,7 @@ class TestAcceptance:
 
     @settings(deadline=None)
     @given(st.integers(0, 10_000), st.floats(-1, 1))
-    def test_equals_the_definition(self, seed, threshold):
+    def test_equals_the_definition(self, seed: int, threshold: float) -> None:
         images, people = clouds(seed, people=5, images=4)
         rng = np.random.default_rng(seed)
         leaked = rng.integers(0, len(images), 9)
@@ -173,14 +182,14 @@ class TestAcceptance:
             assert result.type1[probe] == (cosines[probe, row] > threshold)
             assert result.type2[probe] == np.mean(cosines[probe, others] > threshold)
 
-    def test_failures_are_rejected_and_counted(self):
+    def test_failures_are_rejected_and_counted(self) -> None:
         result = acceptance(np.vstack([at(0), NAN]), [0, 0], at(0, 0), [0, 0], 0.5)
         assert result.type1.tolist() == [True, False]
         assert result.type2.tolist() == [1, 0]
         assert (result.sar_type1, result.sar_type2) == (0.5, 0.5)
         assert np.isnan(result.similarity[1])
 
-    def test_people_with_one_image_have_no_type_two(self):
+    def test_people_with_one_image_have_no_type_two(self) -> None:
         result = acceptance(at(0, 90), [0, 1], at(0, 90, 91), [0, 1, 1], 0.5)
         assert np.isnan(result.type2[0])
         assert result.sar_type2 == 1
@@ -200,12 +209,12 @@ class TestAcceptance:
             ((at(0), [0], at(0), [0], float("nan")), r"\[-1, 1\]"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, message):
+    def test_bad_input_is_named(self, arguments: tuple[Any, ...], message: str) -> None:
         with pytest.raises(MetricError, match=message):
             acceptance(*arguments)
 
 
-def negative_distances(a, b):
+def negative_distances(a: Doubles, b: Doubles) -> Doubles:
     """dlib's comparator: higher is more alike, never above zero."""
     return -np.linalg.norm(a[:, None] - b[None], axis=2)
 
@@ -213,7 +222,7 @@ def negative_distances(a, b):
 class TestFromScores:
     @settings(deadline=None, max_examples=25)
     @given(st.integers(0, 10_000))
-    def test_cosines_as_scores_give_what_embeddings_give(self, seed):
+    def test_cosines_as_scores_give_what_embeddings_give(self, seed: int) -> None:
         gallery, owners = clouds(seed)
         probes, identities = clouds(seed + 1, people=13, images=2)
         probes[::5] = np.nan
@@ -236,7 +245,7 @@ class TestFromScores:
         assert (one.sar_type1, one.sar_type2) == (other.sar_type1, other.sar_type2)
         assert np.allclose(one.similarity, other.similarity, atol=1e-12, equal_nan=True)
 
-    def test_negative_distances_rank_the_nearest_first(self):
+    def test_negative_distances_rank_the_nearest_first(self) -> None:
         gallery, owners = clouds(3)
         probes, identities = clouds(4)
         scores = negative_distances(probes, gallery)
@@ -245,18 +254,18 @@ class TestFromScores:
         assert found.hits().tolist() == (nearest == identities).tolist()
         assert (found.top_score < 0).all()
 
-    def test_equal_scores_are_misses_and_no_tolerance_is_added(self):
+    def test_equal_scores_are_misses_and_no_tolerance_is_added(self) -> None:
         scores = np.array([[-0.5, -0.5], [-0.5, np.nextafter(-0.5, -1)]])
         found = identification_from_scores(scores, ["a", "a"], ["a", "b"])
         assert found.rank.tolist() == [2, 1]
 
-    def test_thresholds_need_not_be_cosines(self):
+    def test_thresholds_need_not_be_cosines(self) -> None:
         mates = np.array([[True, True, False]])
         result = acceptance_from_scores([-0.1], [[-0.3, -0.7, -0.1]], mates, ["a"], -0.6)
         assert (result.type1.tolist(), result.type2.tolist()) == ([True], [0.5])
 
     @pytest.mark.parametrize("bad", [[[0.5, np.nan]], [[np.inf, 0.5]]])
-    def test_a_score_that_is_missing_on_its_own_is_refused(self, bad):
+    def test_a_score_that_is_missing_on_its_own_is_refused(self, bad: list[list[float]]) -> None:
         with pytest.raises(MetricError, match="row 0 of scores"):
             identification_from_scores(bad, ["a"], ["a", "b"])
 
@@ -271,6 +280,8 @@ class TestFromScores:
             (([0.5], [[0.5]], [[True]], ["a", "b"], 0.5), "identities must hold 1"),
         ],
     )
-    def test_bad_input_of_acceptance_is_named(self, arguments, message):
+    def test_bad_input_of_acceptance_is_named(
+        self, arguments: tuple[Any, ...], message: str
+    ) -> None:
         with pytest.raises(MetricError, match=message):
             acceptance_from_scores(*arguments)

@@ -14,7 +14,7 @@ from bench.metrics.image import DEFINITIONS, mse, psnr, ssim
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WANG = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+WANG: dict[str, Any] = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
 SCIKIT_IMAGE: dict[str, dict[str, Any]] = {
     "wang11-valid-rgb": WANG,
     "uniform7-sample-rgb": {},

@@ -1,3 +1,7 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 import numpy as np
 import pytest
 import torch
@@ -8,8 +12,13 @@ from bench.errors import MetricError
 from bench.metrics import templates as module
 from bench.metrics.templates import pair_scores, pool_templates
 
+if TYPE_CHECKING:
+    from bench.metrics.arrays import Doubles, Integers
 
-def photos(seed=0, count=60, people=7, dimension=5):
+
+def photos(
+    seed: int = 0, count: int = 60, people: int = 7, dimension: int = 5
+) -> tuple[Doubles, Integers, Integers, Doubles, Doubles]:
     rng = np.random.default_rng(seed)
     return (
         rng.normal(size=(count, dimension)),
@@ -20,7 +29,14 @@ def photos(seed=0, count=60, people=7, dimension=5):
     )
 
 
-def reference(features, templates, media, scores=None, flipped=None, keep_norm=True):
+def reference(
+    features: Doubles,
+    templates: Integers,
+    media: Integers,
+    scores: Doubles | None = None,
+    flipped: Doubles | None = None,
+    keep_norm: bool = True,
+) -> Doubles:
     """deepinsight's image2template_feature with its three switches, image by image."""
     features = features + (0 if flipped is None else flipped)
     if not keep_norm:
@@ -40,10 +56,12 @@ class TestPooling:
     @pytest.mark.parametrize("keep_norm", [True, False])
     @pytest.mark.parametrize("weighted", [True, False])
     @pytest.mark.parametrize("mirrored", [True, False])
-    def test_all_variants_equal_the_loop(self, keep_norm, weighted, mirrored):
-        features, templates, media, scores, flipped = photos()
-        scores = scores if weighted else None
-        flipped = flipped if mirrored else None
+    def test_all_variants_equal_the_loop(
+        self, keep_norm: bool, weighted: bool, mirrored: bool
+    ) -> None:
+        features, templates, media, every_score, every_flip = photos()
+        scores = every_score if weighted else None
+        flipped = every_flip if mirrored else None
         pooled = pool_templates(
             features, templates, media, keep_norm=keep_norm, detector_scores=scores, flipped=flipped
         )
@@ -56,7 +74,7 @@ class TestPooling:
 
     @settings(deadline=None)
     @given(st.integers(0, 10_000), st.integers(1, 40))
-    def test_order_of_images_does_not_matter(self, seed, count):
+    def test_order_of_images_does_not_matter(self, seed: int, count: int) -> None:
         features, templates, media, *_ = photos(seed, count)
         order = np.random.default_rng(seed).permutation(count)
         plain = pool_templates(features, templates, media)
@@ -64,16 +82,16 @@ class TestPooling:
         assert np.abs(plain.embeddings - other.embeddings).max() < 1e-12
         assert np.linalg.norm(plain.embeddings, axis=1) == pytest.approx(1)
 
-    def test_repeated_frames_of_one_video_count_once(self):
+    def test_repeated_frames_of_one_video_count_once(self) -> None:
         still, frame = np.array([1.0, 0]), np.array([0, 1.0])
         pooled = pool_templates([still, frame, frame, frame], ["t"] * 4, ["photo"] + ["video"] * 3)
         assert pooled.embeddings[0] == pytest.approx(np.sqrt([0.5, 0.5]))
 
-    def test_a_medium_counts_within_its_template(self):
+    def test_a_medium_counts_within_its_template(self) -> None:
         pooled = pool_templates(np.eye(3), [1, 1, 2], [9, 8, 9])
         assert pooled.media.tolist() == [2, 1]
 
-    def test_precision_follows_the_features(self):
+    def test_precision_follows_the_features(self) -> None:
         features, templates, media, scores, flipped = photos()
         single = pool_templates(
             torch.from_numpy(features).float(),
@@ -86,7 +104,7 @@ class TestPooling:
         assert single.embeddings.dtype == np.float32
         assert np.abs(single.embeddings - double.embeddings).max() < 1e-6
 
-    def test_rows_of_ids(self):
+    def test_rows_of_ids(self) -> None:
         pooled = pool_templates(np.eye(3), ["b", "a", "c"], [0, 0, 0])
         assert pooled.rows(["c", "a", "c"]).tolist() == [2, 0, 2]
         with pytest.raises(MetricError, match="no template has the id 'd'"):
@@ -107,7 +125,9 @@ class TestPooling:
             (([[1, 0], [0, 0]], [5, 5], [0, 0]), {"keep_norm": False}, "row 1 of features"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, options, message):
+    def test_bad_input_is_named(
+        self, arguments: tuple[Any, ...], options: dict[str, Any], message: str
+    ) -> None:
         with pytest.raises(MetricError, match=message):
             pool_templates(*arguments, **options)
 
@@ -115,7 +135,7 @@ class TestPooling:
 class TestPairScores:
     @settings(deadline=None)
     @given(st.integers(0, 10_000), st.integers(1, 300), st.booleans())
-    def test_equals_gathering_both_rows(self, seed, count, in_order):
+    def test_equals_gathering_both_rows(self, seed: int, count: int, in_order: bool) -> None:
         rng = np.random.default_rng(seed)
         vectors = rng.normal(size=(50, 6))
         left, right = rng.integers(0, 50, (2, count))
@@ -126,7 +146,7 @@ class TestPairScores:
             scores = pair_scores(vectors, left, right)
         assert scores == pytest.approx((vectors[left] * vectors[right]).sum(axis=1), abs=1e-12)
 
-    def test_single_precision_is_within_two_ten_millionths(self):
+    def test_single_precision_is_within_two_ten_millionths(self) -> None:
         rng = np.random.default_rng(0)
         vectors = rng.normal(size=(700, 512))
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -138,13 +158,13 @@ class TestPairScores:
         assert scores.dtype == np.float32
         assert np.abs(scores - exact).max() < 2e-7
 
-    def test_more_blocks_than_sixteen_bits_count(self):
+    def test_more_blocks_than_sixteen_bits_count(self) -> None:
         place = np.random.default_rng(0).permutation(70_000).astype(np.int32)
         blocks = list(module._blocks(place, 1, 70_000))
         assert [first for first, _ in blocks] == list(range(70_000))
         assert [place[pairs].item() for _, pairs in blocks] == list(range(70_000))
 
-    def test_an_empty_list_has_no_scores(self):
+    def test_an_empty_list_has_no_scores(self) -> None:
         none = np.empty(0, np.int64)
         assert pair_scores(np.eye(2), none, none).shape == (0,)
 
@@ -158,6 +178,6 @@ class TestPairScores:
             ((np.ones(2), [0], [0]), "2 axes"),
         ],
     )
-    def test_bad_input_is_named(self, arguments, message):
+    def test_bad_input_is_named(self, arguments: tuple[Any, ...], message: str) -> None:
         with pytest.raises(MetricError, match=message):
             pair_scores(*arguments)
