@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import pytest
 from browser import open_browser
 from made_results import ADAPTIVE, ADVFACE, TRANSFER, Maker, started
-from test_report_folder import Page
+from report_pages import Page
 from typer.testing import CliRunner
 
 import reports

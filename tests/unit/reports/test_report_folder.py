@@ -4,11 +4,11 @@ import csv
 import re
 import shutil
 import subprocess
-from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
 from made_results import Maker, started
+from report_pages import Page
 from run_folder import HOSTILE, build
 
 from bench import result_file
@@ -21,35 +21,10 @@ from reports.report import latex, markdown, write_report
 from reports.run import visible
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
-VOID = {"meta", "img", "br", "link", "input"}
-
-
-class Page(HTMLParser):
-    """The elements of a page; closing tags must match."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text: list[str] = []
-        self._open: list[str] = []
-        self.feed(text)
-        assert self._open == []
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self._open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self._open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.text.append(data)
-
-    def all(self, *tags: str) -> list[dict[str, str | None]]:
-        return [attributes for tag, attributes in self.elements if tag in tags]
+    from bench.results import Row
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +124,7 @@ def test_latex_prints_names_verbatim(run: Path) -> None:
         (plain, "$x$\N{RIGHT-TO-LEFT MARK}" + "y" * 60, r"\$x\$" + "y" * 36 + "…"),
     ],
 )
-def test_escapes(function, given: str, expected: str) -> None:
+def test_escapes(function: Callable[[str], str], given: str, expected: str) -> None:
     assert function(given) == expected
 
 
@@ -193,7 +168,7 @@ def test_a_folder_that_is_no_run_is_named(
 
 
 def test_a_very_long_name_is_no_file_name(tmp_path: Path) -> None:
-    def change(row):
+    def change(row: Row) -> Row:
         return row.model_copy(update={"defense": "d" * 5000}) if row.defense == HOSTILE else row
 
     run = build(tmp_path, change=change)
@@ -214,7 +189,7 @@ DOCUMENT = r"""\documentclass{{article}}
 
 
 def test_the_tables_of_a_report_and_of_a_site_compile(run: Path, tmp_path: Path) -> None:
-    compiler = next((path for x in ("pdflatex", "lualatex") if (path := shutil.which(x))), None)
+    compiler = next((tex for x in ("pdflatex", "lualatex") if (tex := shutil.which(x))), None)
     if compiler is None:
         pytest.skip("no TeX: neither pdflatex nor lualatex is on the path")
     about = {"leak": Leak.FEATURES, "defense": HOSTILE, "defense_params": "{}"}
