@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -25,6 +25,8 @@ DEFINITIONS = {
     "eer.stored-vs-stored": "eer",
 }
 WAY = "stored-vs-stored"
+
+Kind = Literal["attack", "reference", "worst-case", "utility", "linkage"]
 
 
 @cache
@@ -84,7 +86,7 @@ class Maker:
         hits = level if isinstance(level, np.ndarray) else np.arange(count) < level * count
         ssim = np.linspace(0.2, 0.4, count) + 0.5 * np.mean(hits)
         columns = {"dlib/rank-1": hits.astype(float), "ssim": ssim, "psnr": 40 * ssim}
-        kind = "attack" if "defense" in about else "reference"
+        kind: Kind = "attack" if "defense" in about else "reference"
         kind = "worst-case" if about["attack"] == "worst-case" else kind
         for key in columns:
             judge, _, metric = key.rpartition("/")
@@ -125,15 +127,20 @@ class Maker:
         facts: dict[str, Any],
         about: dict[str, Any],
     ) -> None:
-        kind = "linkage" if values else "utility"
+        kind: Kind = "linkage" if values else "utility"
         self.cells[name] = CellValues(
             kind=kind, seed=self.seed, pairs="linked", values=values, facts=facts
         )
         for score in scores:
             found = score.estimate
             low, high = (None if np.isnan(x) else x for x in (found.low, found.high))
-            numbers = {"value": found.value, "ci_low": low, "ci_high": high, "n": found.n}
-            names = {"metric": score.metric, "definition": score.definition}
+            numbers: dict[str, Any] = {
+                "value": found.value,
+                "ci_low": low,
+                "ci_high": high,
+                "n": found.n,
+            }
+            names: dict[str, Any] = {"metric": score.metric, "definition": score.definition}
             flags = " ".join(score.flags)
             self.rows.append(
                 FileRow(**self._common(), **names, **numbers, flags=flags, cell=name, **about)
@@ -141,8 +148,10 @@ class Maker:
 
     def failed(self, reason: str, **about: Any) -> Maker:
         """Add the row of a failure."""
-        fields = {"metric": "rank-1", "definition": "", "value": None, "status": "error"}
-        self.rows.append(FileRow(**self._common(), **fields, reason=reason, **about))
+        fields: dict[str, Any] = {"metric": "rank-1", "definition": "", "value": None}
+        self.rows.append(
+            FileRow(**self._common(), **fields, status="error", reason=reason, **about)
+        )
         return self
 
     def file(self) -> ResultFile:
@@ -152,7 +161,7 @@ class Maker:
 
     def _row(
         self,
-        kind: str,
+        kind: Kind,
         columns: dict[str, np.ndarray],
         *,
         metric: str,
@@ -163,7 +172,12 @@ class Maker:
         pairs = "pairs" if kind == "utility" else None
         values = {name: column.tolist() for name, column in columns.items()}
         self.cells[key] = CellValues(kind=kind, seed=self.seed, pairs=pairs, values=values)
-        fields = {"metric": metric, "judge": judge, "definition": DEFINITIONS[metric], "cell": key}
+        fields: dict[str, Any] = {
+            "metric": metric,
+            "judge": judge,
+            "definition": DEFINITIONS[metric],
+            "cell": key,
+        }
         blank = Row(**self._common(), **fields, value=0.0, **about)
         if not self.scored:
             self.rows.append(FileRow(**blank.model_dump()))

@@ -45,7 +45,7 @@ class Elsewhere(Tensor):
         made.here = here
         return made
 
-    def __repr__(self) -> str:
+    def __repr__(self) -> str:  # type: ignore[override] # torch's takes an option of its own
         return f"Elsewhere({self.here})"
 
     # The two that torch refuses to subclasses, though it has them for GPUs.
@@ -61,7 +61,9 @@ class Elsewhere(Tensor):
         return self.detach().cpu().tolist()
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override] # torch declares the one that is disabled
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _run(func, args, kwargs or {})
 
 

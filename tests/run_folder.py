@@ -48,7 +48,11 @@ class Builder:
         _write_csv(folder / "probes.csv", {"probe": _photos(), "identity": _people()})
 
     def row(self, **fields: Any) -> None:
-        about = {"suite": "synthetic", "dataset": "faces", "recognizer": "sface"}
+        about: dict[str, Any] = {
+            "suite": "synthetic",
+            "dataset": "faces",
+            "recognizer": "sface",
+        }
         self.rows.append(Row(**about, **({"seed": self.seed} | fields)))
 
     def scored(self, level: float, **about: Any) -> None:

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -43,7 +43,8 @@ def test_bfloat16_against_float32(benchmark: BenchmarkFixture) -> None:
 def test_channels_last_against_channels_first(benchmark: BenchmarkFixture) -> None:
     half = best_cpu_precision() == "bfloat16"
     layers = SFace().head_blocks
-    first = copy.deepcopy(layers).to(memory_format=torch.contiguous_format)
+    copied: Any = copy.deepcopy(layers)
+    first = copied.to(memory_format=torch.contiguous_format)
     images = torch.rand(BATCH, 3, 112, 112)
     last = images.contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from browser import open_browser
@@ -30,9 +30,9 @@ def board(defenses: int, attacks: int) -> Board:
     object.__setattr__(source, "run", Run(Path(), info, ()))
 
     def row(level: float) -> Row:
-        fields = {"metric": "rank-1", "definition": "rank-1", "n": 600, "value": level}
-        about = {"suite": "s", "dataset": "d", "recognizer": "r", "seed": 0}
-        return Row(**about, **fields, ci_low=level * 0.9, ci_high=level)
+        fields: dict[str, Any] = {"metric": "rank-1", "definition": "rank-1", "n": 600}
+        about: dict[str, Any] = {"suite": "s", "dataset": "d", "recognizer": "r", "seed": 0}
+        return Row(**about, **fields, value=level, ci_low=level * 0.9, ci_high=level)
 
     standings = tuple(
         Standing(

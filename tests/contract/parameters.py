@@ -10,10 +10,11 @@ import pytest
 from bench.errors import UserError
 
 if TYPE_CHECKING:
-    from bench.plugin import Plugin
+    from attacks.base import Attack
+    from defenses.base import Defense
 
 
-def refuse_wrong_parameters(kind: type[Plugin], where: str) -> None:
+def refuse_wrong_parameters(kind: type[Attack | Defense], where: str) -> None:
     """Check that a plug-in names the parameter that is unknown or of the wrong type."""
     with pytest.raises(UserError, match=f"'no_such_thing' of {where}"):
         kind.create(where, {"no_such_thing": 1})

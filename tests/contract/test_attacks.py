@@ -40,7 +40,7 @@ CASES = [
     for leak in sorted(ATTACKS.get(name).leaks)
     for threat in sorted(ATTACKS.get(name).threats)
 ]
-ONE_THREAT = [case for case in CASES if case.values[2] == WIDEST[case.values[0]]]
+ONE_THREAT = [case for case in CASES if case.values[2] == WIDEST[str(case.values[0])]]
 """Every attack on every leak once, under the threat that grants it most."""
 CROP = (3, 112, 112)
 
@@ -229,9 +229,10 @@ def victims_shown(start: object, world: World) -> list[int]:
     """Return which of the victims' photos stand in something that can be reached."""
     wanted = world.images(world.split.evaluation).flatten(1)
     shown: set[int] = set()
-    for rows in filter(lambda rows: rows is not None, map(pictures, reachable(start))):
-        same = torch.cdist(wanted, rows, p=float("inf")) < 2 / 255
-        shown |= set(same.any(1).nonzero().flatten().tolist())
+    for rows in map(pictures, reachable(start)):
+        if rows is not None:
+            same = torch.cdist(wanted, rows, p=float("inf")) < 2 / 255
+            shown |= set(same.any(1).nonzero().flatten().tolist())
     return sorted(shown)
 
 

@@ -47,7 +47,7 @@ CASES = [
 ]
 KEYED = [name for name in NAMES if issubclass(DEFENSES.get(name), Keyed)]
 LIMITS = {
-    limit: [case for case in CASES if getattr(DEFENSES.get(case.values[0]), limit)]
+    limit: [case for case in CASES if getattr(DEFENSES.get(str(case.values[0])), limit)]
     for limit in ("weakest", "strongest")
 }
 
@@ -230,7 +230,7 @@ def test_records_of_two_applications_can_be_scored_for_linkage(
 
 @pytest.mark.parametrize(("name", "leak"), CASES)
 def test_a_fitted_instance_survives_serialisation(name: str, leak: Leak, lab: Lab) -> None:
-    defense = lab.fitted(name, leak)
+    defense: Any = lab.fitted(name, leak)
     recognizer = defense.recognizer
     defense.recognizer = None  # the target is no part of a defense, and large
     try:

@@ -54,16 +54,21 @@ def test_no_cell_fails_and_every_privacy_number_has_an_interval(demo: Path) -> N
             assert row.ci_low <= row.value <= row.ci_high
 
 
+def value(find: Find, **wanted: object) -> float:
+    found = find(**wanted).value
+    assert found is not None
+    return found
+
+
 def ssim(find: Find, defense: str, threat: str) -> float:
-    row = find(leak="features", defense=defense, attack="unet", threat=threat, metric="ssim")
-    assert row.value is not None
-    return row.value
+    about = {"leak": "features", "defense": defense, "attack": "unet", "threat": threat}
+    return value(find, **about, metric="ssim")
 
 
 def test_undefended_maps_give_the_face_away(find: Find) -> None:
-    floor = find(attack="mean-face", metric="ssim").value
+    floor = value(find, attack="mean-face", metric="ssim")
     assert ssim(find, "none", "transfer") > floor + 0.35
-    assert find(defense="none", attack="unet", judge="dlib", metric="rank-1").value >= 0.95
+    assert value(find, defense="none", attack="unet", judge="dlib", metric="rank-1") >= 0.95
 
 
 def test_advface_stops_only_who_does_not_know_it(find: Find) -> None:
@@ -76,14 +81,13 @@ def test_random_signs_of_the_same_size_protect_almost_nothing(find: Find) -> Non
 
 
 def unaware(find: Find, attack: str, metric: str, judge: str | None = None) -> float:
-    row = find(defense="advface", attack=attack, threat="transfer", metric=metric, judge=judge)
-    assert row.value is not None
-    return row.value
+    about = {"defense": "advface", "attack": attack, "threat": "transfer"}
+    return value(find, **about, metric=metric, judge=judge)
 
 
 def test_the_recognizers_own_tail_breaks_advface_unseen_by_ssim(find: Find) -> None:
-    floor = find(attack="mean-face", metric="ssim").value
-    chance = find(attack="other-person", metric="rank-1", judge="dlib").value
+    floor = value(find, attack="mean-face", metric="ssim")
+    chance = value(find, attack="other-person", metric="rank-1", judge="dlib")
     assert unaware(find, "gradient", "rank-1", "sface") >= 0.75
     assert unaware(find, "gradient", "rank-1", "dlib") >= chance + 0.15
     assert unaware(find, "gradient", "ssim") <= floor + 0.05
@@ -96,14 +100,12 @@ def test_what_the_tail_reads_first_breaks_advface_for_who_knows_nothing_of_it(fi
 
 
 def test_a_black_looking_transmission_is_one_matrix_product_away(find: Find) -> None:
-    assert find(defense="dct-drop-dc", attack="dct-inverse", metric="ssim").value >= 0.99
+    assert value(find, defense="dct-drop-dc", attack="dct-inverse", metric="ssim") >= 0.99
 
 
 def test_a_key_that_is_unknown_keeps_a_biohash_at_the_floor(find: Find) -> None:
-    row = find(
-        defense="biohash", attack="worst-case", threat="adaptive", metric="sar-1", judge="sface"
-    )
-    assert row.value <= 0.2
+    about = {"defense": "biohash", "attack": "worst-case", "threat": "adaptive"}
+    assert value(find, **about, metric="sar-1", judge="sface") <= 0.2
 
 
 def test_an_adaptive_attacker_is_never_weaker(find: Find) -> None:
@@ -112,6 +114,8 @@ def test_an_adaptive_attacker_is_never_weaker(find: Find) -> None:
             find(defense="advface", attack="unet", threat=threat, metric=metric, judge=judge)
             for threat in ("adaptive", "transfer")
         )
+        assert adaptive.value is not None
+        assert transfer.value is not None
         assert adaptive.value >= transfer.value
         assert "weaker" not in adaptive.flags
 
@@ -121,10 +125,10 @@ def test_advface_stores_five_and_a_third_images(find: Find) -> None:
 
 
 def test_ceiling_and_floor(find: Find) -> None:
-    assert find(attack="original", metric="ssim").value == 1
-    assert find(attack="original", metric="rank-1", judge="sface").value >= 0.95
-    assert find(attack="mean-face", metric="sar-1", judge="dlib").value <= 0.05
-    photo = find(attack="same-person-other-photo", metric="rank-1", judge="sface").value
+    assert value(find, attack="original", metric="ssim") == 1
+    assert value(find, attack="original", metric="rank-1", judge="sface") >= 0.95
+    assert value(find, attack="mean-face", metric="sar-1", judge="dlib") <= 0.05
+    photo = value(find, attack="same-person-other-photo", metric="rank-1", judge="sface")
     assert photo >= 0.9
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from attacks.retrieval import Retrieval
 from bench import executors
-from bench import store as store_module
+from bench.claims import Claims
 from bench.errors import UserError
 from bench.object_store import ObjectStore
 from bench.plan import Suite, parse_suite
@@ -164,15 +165,14 @@ def test_a_hanging_plugin_is_interrupted_in_this_process_too(tmp_path: Path) -> 
 def count_writes(monkeypatch: pytest.MonkeyPatch, allowed: float) -> None:
     """Let the disk be full after some artifacts."""
     left = [allowed]
-    save = store_module.save_file
 
-    def save_file(*arguments: Any) -> None:
+    def save(*arguments: Any) -> None:
         left[0] -= 1
         if left[0] < 0:
             raise SafetensorError("No space left on device (os error 28)")
-        save(*arguments)
+        save_file(*arguments)
 
-    monkeypatch.setattr(store_module, "save_file", save_file)
+    monkeypatch.setattr("bench.store.save_file", save)
 
 
 def test_a_full_disk_leaves_rows_that_say_so_and_a_store_that_continues(
@@ -202,7 +202,7 @@ def test_a_readonly_store_gives_out_what_it_holds(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(store_module.Claims, "_take", refuse)
+    monkeypatch.setattr(Claims, "_take", refuse)
     outcome = run(tiny(), tmp_path, Store(serial[0] / "store"))
     assert outcome.failed == 0
     assert timeless(read(tmp_path)) == rows
@@ -216,7 +216,12 @@ def test_a_readonly_store_gives_out_what_it_holds(
 def test_what_cells_share_is_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     trained = []
     fit = Retrieval.fit
-    monkeypatch.setattr(Retrieval, "fit", lambda *given: (trained.append(1), fit(*given)))
+
+    def counted(*given: Any) -> None:
+        trained.append(1)
+        fit(*given)
+
+    monkeypatch.setattr(Retrieval, "fit", counted)
     defenses = [{"name": "none"}, {"name": "gaussian-noise"}]
     attacks = [{"name": "retrieval", "threats": ["transfer", "adaptive"]}]
     suite = tiny(attacks, leak="template", defenses=defenses, seeds=[0, 1])
