@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -188,7 +188,8 @@ def test_the_attack_recovers_faces_but_for_brightness(world: World, faces: Tenso
 def test_a_secret_order_of_the_channels_is_read_off_their_energies(
     deviation: float, least: float, world: World
 ) -> None:
-    victims, attack = world.images(world.split.probes), adapted(world)
+    victims = world.images(world.split.probes)
+    attack: Any = adapted(world)
     draw = torch.Generator().manual_seed(0)
     order = torch.randperm(len(block_dct.WITHOUT_DC), generator=draw)
     records = without_dc(victims).unflatten(1, (3, -1))[:, :, order].flatten(1, 2)

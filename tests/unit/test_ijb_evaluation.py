@@ -144,8 +144,8 @@ def test_search_follows_the_definition(
     ]
     for index, key in enumerate((1, 3)):
         assert result.rates[key] == pytest.approx(np.mean([row[index] for row in expected]))
-    for index, key in enumerate(FPIRS, start=2):
-        assert result.tpirs[key] == pytest.approx(np.mean([row[index] for row in expected]))
+    for index, fpir in enumerate(FPIRS, start=2):
+        assert result.tpirs[fpir] == pytest.approx(np.mean([row[index] for row in expected]))
     assert 0.2 < result.tpirs[0.1] <= result.tpirs[0.3] <= result.rates[1] < result.rates[3] <= 1
 
 
@@ -156,7 +156,7 @@ def by_hand(
     enrolled = {subject(template): vectors[template] for template in gallery}
     ranks, mated, non_mated = [], [], []
     for template in lists.probes.templates.tolist():
-        scores = {name: vectors[template] @ vector for name, vector in enrolled.items()}
+        scores = {name: float(vectors[template] @ vector) for name, vector in enrolled.items()}
         top = max(scores.values())
         if subject(template) not in enrolled:
             non_mated.append(top)

@@ -92,8 +92,8 @@ def test_linear_learns_from_all_pairs(world: World, own: Tensor) -> None:
         return Held(object(), lambda: normal(len(own), 5) + shift)  # type: ignore[arg-type]
 
     attacker = attacker_in(world, Threat.ADAPTIVE, Leak.TEMPLATE, fresh=[held(0), held(10)])
-    mean = fitted("linear", attacker).record_mean
-    torch.testing.assert_close(mean, (normal(len(own), 5) + 5).double().mean(0))
+    attack: Any = fitted("linear", attacker)
+    torch.testing.assert_close(attack.record_mean, (normal(len(own), 5) + 5).double().mean(0))
 
 
 def test_ridge_is_the_regression_that_predicts_new_people_best() -> None:
@@ -161,7 +161,7 @@ def test_retrieval_reads_records_of_any_shape(own: Tensor) -> None:
 
 def test_retrieval_holds_no_copy_of_the_records(own: Tensor) -> None:
     records = normal(len(own), 30)
-    attack = fitted("retrieval", queried(own, records))
+    attack: Any = fitted("retrieval", queried(own, records))
     assert attack.blocks[0].data_ptr() == records.data_ptr()
     assert sum(len(block) for block in attack.blocks) == len(own)
 
@@ -218,7 +218,7 @@ def test_the_search_approaches_the_leaked_template(
 def test_the_generator_and_its_components_make_the_own_images(
     transfer: Attacker, own: Tensor
 ) -> None:
-    attack = fitted("latent", transfer, generator_steps=2, generator_width=8)
+    attack: Any = fitted("latent", transfer, generator_steps=2, generator_width=8)
     with torch.no_grad():
         found = attack.faces(attack.coordinates(own))
     assert len(attack.space) < len(own)
@@ -287,7 +287,7 @@ def test_denoise_first_restores_the_map(world: World, own: Tensor) -> None:
     clean = Means().head(own)
     fresh = [Held(object(), lambda: clean + 1)]  # type: ignore[arg-type]
     attacker = attacker_in(world, Threat.ADAPTIVE, Leak.FEATURES, recognizer=Means(), fresh=fresh)
-    attack = fitted("denoise", attacker, steps=40, width=8, rate=1e-2)
+    attack: Any = fitted("denoise", attacker, steps=40, width=8, rate=1e-2)
     with torch.no_grad(), half_precision("cpu"):
         restored = attack.purifier(clean + 1)
         images = attack.inverter(restored)

@@ -109,7 +109,7 @@ def test_a_loss_through_the_recogniser_needs_the_right_to_it(own: Attacker) -> N
     mixture({"pixel": 1.0, "ssim": 1.0, "adversarial": 1.0}, blind)
     for name in ("identity", "perceptual"):
         with pytest.raises(ThreatViolation, match="does not grant recognizer"):
-            mixture({name: 1.0}, blind)  # type: ignore[dict-item]
+            mixture({name: 1.0}, blind)
 
 
 def test_the_critic_learns_what_is_real_and_its_loss_leads_there() -> None:

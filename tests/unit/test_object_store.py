@@ -117,11 +117,15 @@ def test_two_writers_share_the_work(
     made: list[int] = []
     ready = threading.Barrier(2)
 
+    def make() -> Made:
+        made.append(1)
+        return numbers()
+
     def work(folder: str) -> None:
         store = ObjectStore(url, tmp_path / folder)
         ready.wait()
         for number in range(5):
-            store.artifact("records", {"number": number}, lambda: (made.append(1), numbers())[1])
+            store.artifact("records", {"number": number}, make)
 
     both = [threading.Thread(target=work, args=(name,)) for name in ("one", "two")]
     for thread in both:

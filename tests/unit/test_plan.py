@@ -293,7 +293,9 @@ def test_one_defense_stays_beside_none_with_its_parameters() -> None:
     assert [item.leak for item in one.group] == ["template"]
     assert one.group[0].defenses[0].parameters == {"bits": 64}
     one = narrowed(suite(group=MIXED), ["sign-noise"], [], None)
-    kept = {item.leak: [named.name for named in item.defenses] for item in one.group}
+    kept: dict[str, list[str]] = {
+        item.leak: [named.name for named in item.defenses] for item in one.group
+    }
     assert kept["features"] == ["none", "sign-noise"]
     assert "image" not in kept
 
@@ -463,7 +465,7 @@ def test_strongest_meets_the_defenses_of_all_groups_of_a_leak() -> None:
     two = [group(), group(defenses=[{"name": "sign-noise", "eps": 0.3}])]
     chosen = narrowed(suite(group=two), [], ["strongest"], None)
     assert len(chosen.group) == 1
-    assert Named(name="sign-noise", eps=0.3) in chosen.group[0].defenses
+    assert Named.model_validate({"name": "sign-noise", "eps": 0.3}) in chosen.group[0].defenses
 
 
 def test_strongest_stands_alone() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 
     from torch.utils.hooks import RemovableHandle
 
+cudnn: Any = torch.backends.cudnn  # torch does not declare all of its settings
+
 
 def settings() -> tuple[str, str]:
-    return torch.get_float32_matmul_precision(), torch.backends.cudnn.conv.fp32_precision
+    return torch.get_float32_matmul_precision(), cudnn.conv.fp32_precision
 
 
 @pytest.fixture(autouse=True)
@@ -28,10 +30,10 @@ def careless() -> Iterator[None]:
     """Allow TF32 everywhere, as a program might."""
     before = settings()
     torch.set_float32_matmul_precision("medium")
-    torch.backends.cudnn.conv.fp32_precision = "tf32"
+    cudnn.conv.fp32_precision = "tf32"
     yield
     torch.set_float32_matmul_precision(before[0])
-    torch.backends.cudnn.conv.fp32_precision = before[1]
+    cudnn.conv.fp32_precision = before[1]
 
 
 def test_settings_hold_inside_and_are_put_back_even_after_an_error() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import cv2
@@ -62,7 +63,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(iresnet, "_CHANNELS", (16, 16, 16, 16))
     monkeypatch.setattr(iresnet, "_DENSE_INPUT", 16 * 7 * 7)
     for name, preset in PRESETS.items():
-        monkeypatch.setitem(PRESETS, name, pretraining.replace(preset, batch=2))
+        monkeypatch.setitem(PRESETS, name, replace(preset, batch=2))
 
 
 def run(

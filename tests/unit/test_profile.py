@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from bench import profile as module
 from bench.profile import HARNESS, MODELS, Profile, table
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     now = [0.0]
-    monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("bench.profile.time.perf_counter", lambda: now[0])
     return now
 
 

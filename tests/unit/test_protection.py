@@ -114,7 +114,7 @@ def test_an_unknown_kind_of_noise_is_refused() -> None:
 def test_quantisation_keeps_the_cell_and_so_many_levels(
     bits: int, fit: Fit, maps: Tensor, deviation: Tensor
 ) -> None:
-    defense = fit("quantize", Leak.FEATURES, bits=bits)
+    defense: Any = fit("quantize", Leak.FEATURES, bits=bits)
     made = defense.protect(maps, generator=generator())
     columns = made.transpose(0, 1).flatten(1)
     assert max(len(column.unique()) for column in columns) <= 2**bits
@@ -262,7 +262,7 @@ def steps_in_units_of_the_map(defense: Any, maps: Tensor) -> Tensor:
 def test_advface_stores_no_noise_where_maps_never_differ(
     norm: str, advface: Fit, maps: Tensor
 ) -> None:
-    defense = advface(norm=norm, eps=0.4)
+    defense: Any = advface(norm=norm, eps=0.4)
     defense.deviation = defense.deviation.clone()
     defense.deviation[3] = 0
     noise = defense.protect(maps, generator=generator()) - maps

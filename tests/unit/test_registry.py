@@ -6,7 +6,7 @@ import importlib.metadata
 import subprocess
 import sys
 from itertools import count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -215,10 +215,13 @@ def test_an_entry_point_that_leads_nowhere_is_named(
 
 
 def test_attacks_and_defenses_are_open_to_other_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(
-        importlib.metadata, "entry_points", lambda *, group: asked.append(group) or []
-    )
+    asked: list[str] = []
+
+    def none(*, group: str) -> list[Any]:
+        asked.append(group)
+        return []
+
+    monkeypatch.setattr(importlib.metadata, "entry_points", none)
     for registry in (ATTACKS, DEFENSES):
         monkeypatch.setattr(registry, "_entries", None)
         assert registry.names()

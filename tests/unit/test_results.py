@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def row(**changes: Any) -> Row:
-    common = {
+    common: dict[str, Any] = {
         "suite": "tiny",
         "dataset": "orl",
         "recognizer": "sface",

@@ -42,7 +42,7 @@ def indices(*photos: int) -> NDArray[np.intp]:
 
 def split(**changes: Any) -> Split:
     """Two of Ann's photos and one of Bob's leak; everyone is enrolled with another photo."""
-    roles = {
+    roles: dict[str, Any] = {
         "defender": indices(7),
         "attacker": indices(),
         "probes": indices(0, 1, 3),
@@ -123,7 +123,7 @@ def test_type_two_acceptance_is_the_share_of_mates_and_never_of_the_probe() -> N
     likeness = [float(torch.cosine_similarity(color, HUES[photo], dim=0)) for photo in (0, 1, 2)]
     threshold = (max(likeness[:2]) + likeness[2]) / 2
     scene = Scene()
-    scene.operating_point = lambda _: SimpleNamespace(threshold=threshold, supported=True)  # type: ignore[method-assign]
+    scene.operating_point = lambda judge: SimpleNamespace(threshold=threshold, supported=True)  # type: ignore[method-assign]
     made = (color / 10)[None, :, None, None].expand(3, 3, 112, 112)
     values = Scorer(scene).probe_values(to_bytes(made))  # type: ignore[arg-type]
     assert values["hue/sar-1"].tolist() == [0, 0, 0]

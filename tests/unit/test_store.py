@@ -298,7 +298,7 @@ def test_a_claim_of_another_machine_falls_when_nobody_touches_it(
         sleep(seconds)
 
     sleep = time.sleep
-    monkeypatch.setattr(claims.time, "sleep", touched)
+    monkeypatch.setattr("bench.claims.time.sleep", touched)
     Store(tmp_path).artifact("records", FIELDS, numbers)
     assert len(ticks) >= 8 + 2, "as long as it is touched it stands"
     assert not list(claim.parent.iterdir())

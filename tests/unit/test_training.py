@@ -43,7 +43,7 @@ def shades(count: int = 6, shift: float = 0) -> Pairs:
 
 def trained(*pools: Pairs, seed: int = 0, steps: int = 150) -> Shade:
     with seeded(seed):
-        return train(Shade(), pools, steps=steps, rate=0.05)  # type: ignore[return-value]
+        return train(Shade(), pools, steps=steps, rate=0.05)
 
 
 def test_training_learns_and_hands_back_a_frozen_network() -> None:
@@ -131,6 +131,7 @@ def curve_of(losses: list[list[float]], steps: int = 12) -> tuple[Curve, float]:
 
 
 def test_the_weights_of_the_best_evaluation_are_kept() -> None:
+    worse_later: list[list[float]]
     worse_later = [[5.0, 5], [4, 4], [1, 1], [2, 2], [2, 2], [2, 3], [3, 3], [3, 3], [3, 3]]
     curve, weight = curve_of(worse_later)
     # The third is best; six more without a better one end the training.

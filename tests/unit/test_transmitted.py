@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pytest
@@ -36,6 +36,8 @@ from defenses.ldp_slicing import LDPSlicing
 from defenses.scramble import BlockShuffle
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bench.world import World
 
 
@@ -95,7 +97,7 @@ def luma(images: Tensor) -> Tensor:
     ],
 )
 def test_least_squares_sees_through_what_looks_black_until_there_is_noise(
-    channels: list[int],
+    channels: Sequence[int],
     clean: float,
     noisy: tuple[float, float],
     peaks: tuple[float, float],
@@ -155,7 +157,7 @@ def insider(defense: Defense, images: Tensor, world: World) -> Attacker:
 
 @pytest.mark.parametrize("tables", ["released", "secret"])
 def test_the_residual_tells_which_subset_and_order_partialface_drew(
-    tables: str, faces: Tensor, scene: Defender, world: World
+    tables: Literal["released", "secret"], faces: Tensor, scene: Defender, world: World
 ) -> None:
     defense = PartialFace(tables=tables).setup(scene)
     records = defense.protect(faces[:4], generator=draws())
@@ -427,7 +429,7 @@ def test_blur_keeps_what_is_flat_and_spreads_what_is_not() -> None:
 
 @pytest.mark.parametrize("block", [1, 8])
 def test_block_shuffle_moves_every_block_and_the_server_puts_them_back(
-    block: int, scene: Defender, faces: Tensor
+    block: Literal[1, 8], scene: Defender, faces: Tensor
 ) -> None:
     defense = BlockShuffle(block=block).setup(scene)
     records = defense.protect(faces, generator=draws())

@@ -262,7 +262,8 @@ def test_behind_the_scores_stand_templates_and_no_images(world: World) -> None:
     photos = world.images(world.split.probes)
     attacker = Cells(world)._attacker(cell, photos)
     assert attacker.score(torch.arange(2), photos[:2]).min() > 0.99
-    enrolled = attacker._score._function.args[1]
+    meter: Any = attacker._score
+    enrolled = meter._function.args[1]
     assert enrolled.shape == (len(photos), world.recognizer.embedding_size)
 
 
@@ -412,7 +413,9 @@ def test_a_device_is_chosen_or_refused() -> None:
 
 
 def test_a_recognizer_takes_its_parameters(world: World) -> None:
-    deep = make_recognizer(NamedRecognizer(name="sface", cut=6, precision="float32"), "cpu")
+    deep = make_recognizer(
+        NamedRecognizer.model_validate({"name": "sface", "cut": 6, "precision": "float32"}), "cpu"
+    )
     assert deep.feature_shape != world.recognizer.feature_shape
     assert deep.precision == "float32"
 
@@ -434,7 +437,7 @@ def test_a_wrong_parameter_of_a_recognizer_is_named(
 
 
 def test_two_recognizers_of_one_kind_are_told_apart_by_their_labels(world: World) -> None:
-    judge = NamedRecognizer(name="sface", cut=6, label="sface-6")
+    judge = NamedRecognizer.model_validate({"name": "sface", "cut": 6, "label": "sface-6"})
     judges = another(world, judges=(judge,)).judges
     assert list(judges) == ["sface", "sface-6"]
     assert judges["sface"].feature_shape != judges["sface-6"].feature_shape

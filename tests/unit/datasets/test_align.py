@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import cv2
 import numpy as np
@@ -40,10 +41,13 @@ def bgr(picture: Picture) -> Picture:
 
 def placed(crop: Picture, canvas: int, scale: float, turn: float, x: float, y: float) -> Picture:
     """Put an aligned crop, scaled and turned by degrees about its middle, onto a gray canvas."""
-    matrix = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), turn, scale)
+    matrix: Any = cv2.getRotationMatrix2D((SIZE / 2, SIZE / 2), turn, scale)
     matrix[:, 2] += [x - SIZE / 2, y - SIZE / 2]
     size = (canvas, canvas)
-    return cv2.warpAffine(crop, matrix, size, borderMode=cv2.BORDER_CONSTANT, borderValue=(90,) * 3)
+    made: Any = cv2.warpAffine(
+        crop, matrix, size, borderMode=cv2.BORDER_CONSTANT, borderValue=(90,) * 3
+    )
+    return made
 
 
 # --- the transform ------------------------------------------------------------------------------

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,9 @@ from bench.datasets.base import (
     check_disjoint,
 )
 from bench.errors import DataError, UserError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 
 class Crowd(Dataset):
@@ -279,7 +282,11 @@ def test_roles_without_anything_in_common_pass() -> None:
 
 @pytest.mark.parametrize("role", ["defender", "attacker"])
 def test_a_person_in_two_roles_is_refused(role: str) -> None:
-    crowd = {"defender": [A], "attacker": [B], "victims": [C]}
+    crowd: dict[str, Sequence[tuple[str, str]]] = {
+        "defender": [A],
+        "attacker": [B],
+        "victims": [C],
+    }
     crowd["victims"] = [C, (crowd[role][0][0], "new")]
     name = crowd[role][0][0]
     with pytest.raises(DataError, match=f"person {name} is in the roles {role} and victims of one"):

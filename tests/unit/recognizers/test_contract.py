@@ -145,7 +145,7 @@ def test_mirror_image_adds_its_channels_and_its_embedding(network: ONNX) -> None
 def test_the_first_reading_is_of_every_view(network: ONNX) -> None:
     mirrored = sface_file(flip=True)
     faces = reference_faces()[:2]
-    views = [network.first_reading(network.head(x)) for x in (faces, faces.flip(3))]
+    views: list[Any] = [network.first_reading(network.head(x)) for x in (faces, faces.flip(3))]
     torch.testing.assert_close(mirrored.first_reading(mirrored.head(faces)), torch.cat(views, 1))
 
 

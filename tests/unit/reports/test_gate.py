@@ -146,9 +146,9 @@ def test_settings_of_one_defense_are_told_apart_by_parameters(tmp_path: Path) ->
 
 
 def test_utility_has_bounds_too(tmp_path: Path) -> None:
-    utility = {"threat": None, "judge": None, "metric": f"accuracy.{WAY}", "direction": "above"}
-    assert only(tmp_path, **utility, limit=0.9)[0] is Answer.HOLDS
-    assert only(tmp_path, **utility, limit=0.999)[0] is Answer.BROKEN
+    about: dict[str, Any] = {"threat": None, "judge": None, "metric": f"accuracy.{WAY}"}
+    assert only(tmp_path, **about, direction="above", limit=0.9)[0] is Answer.HOLDS
+    assert only(tmp_path, **about, direction="above", limit=0.999)[0] is Answer.BROKEN
 
 
 def test_an_eer_has_bounds_and_a_baseline(tmp_path: Path) -> None:
@@ -278,7 +278,7 @@ def answered(risk: float, loss: float, seed: int, runs: int = RUNS) -> tuple[flo
     """Return the shares of simulated runs that the gate calls broken, and that it lets pass."""
     rng = np.random.default_rng(seed)
     tolerances = {"rank-1": TOLERANCE, f"accuracy.{WAY}": TOLERANCE}
-    baseline = Baseline(file="x", sha256="0" * 64, tolerances=tolerances)
+    baseline = Baseline(file=Path("x"), sha256="0" * 64, tolerances=tolerances)
     pairs = (simulated(rng, risk, loss) for _ in range(runs))
     codes = [judge(comparisons(baseline, *pair)).exit_code for pair in pairs]
     return codes.count(1) / runs, codes.count(0) / runs

@@ -12,6 +12,8 @@ from reports.run import ReportError, read_run
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from bench.results import Row
+
 
 def test_probes_are_picked_at_quantiles_of_mean_ssim(synthetic: Path) -> None:
     found = grids(read_run(synthetic))
@@ -61,7 +63,7 @@ def test_values_of_other_probes_are_refused(tmp_path: Path) -> None:
 
 
 def test_cells_outside_the_run_are_not_read(tmp_path: Path) -> None:
-    def change(row):
+    def change(row: Row) -> Row:
         return row.model_copy(update={"cell": "../../elsewhere"}) if row.cell else row
 
     assert grids(read_run(build(tmp_path, change=change))) == []

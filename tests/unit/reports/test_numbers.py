@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import pytest
-from run_folder import Row
 
+from bench.results import Row
 from reports.numbers import decimals, show
 
 
@@ -28,6 +28,8 @@ def test_a_number_has_the_digits_that_its_interval_supports(half_width: float, p
     assert decimals(half_width) == places
 
 
+Fields = tuple[float | None, float | None, float | None, str]
+
 SSIM = "ssim:wang11-valid-rgb"
 
 
@@ -48,7 +50,7 @@ SSIM = "ssim:wang11-valid-rgb"
         ((None, None, None, SSIM), "–"),
     ],
 )
-def test_numbers_as_text(fields: tuple, text: str) -> None:
+def test_numbers_as_text(fields: Fields, text: str) -> None:
     assert str(show(row(*fields))) == text
 
 

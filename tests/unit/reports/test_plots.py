@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from run_folder import HOSTILE, Row, build
+from run_folder import HOSTILE, build
 
 from bench.errors import UserError
 from bench.metrics.verification import roc
@@ -13,6 +13,8 @@ from reports.run import read_run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from bench.results import Row
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +44,7 @@ def test_the_heat_map_has_the_value_of_every_attack_on_every_defense(
     (axes,) = found["heat-map-features"].figure.axes
     assert [label.get_text() for label in axes.get_xticklabels()][:2] == ["none", "advface"]
     values = axes.images[0].get_array()
+    assert values is not None
     assert values[0, 0] == pytest.approx(97)
 
 
@@ -55,7 +58,7 @@ def test_scores_are_drawn_beside_genuine_ones_and_the_threshold(found: dict[str,
     plot = found["scores-features"]
     assert "advface under adaptive: median 0.95" in plot.description
     for axes in plot.figure.axes:
-        assert [line.get_xdata()[0] for line in axes.lines] == [0.35]
+        assert [np.asarray(line.get_xdata())[0] for line in axes.lines] == [0.35]
 
 
 def test_every_trained_network_has_a_panel_with_both_losses(found: dict[str, Plot]) -> None:
@@ -67,7 +70,7 @@ def test_every_trained_network_has_a_panel_with_both_losses(found: dict[str, Plo
     assert "unet, transfer on advface: training loss 1 to 0.25, on" in plot.description
     panels = [axes for axes in plot.figure.axes if axes.get_title()]
     assert len(panels) == 4
-    assert list(panels[0].lines[1].get_ydata()) == pytest.approx([2, 1.5, 0.03])
+    assert list(np.asarray(panels[0].lines[1].get_ydata())) == pytest.approx([2, 1.5, 0.03])
 
 
 def test_one_training_that_serves_two_defenses_is_shown_once(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from reports.samples import Sample
 PEOPLE = np.repeat(np.arange(60), 2)
 
 
-def rates(hits: NDArray[np.float64], photos: str = "a") -> Sample:
+def rates(hits: NDArray[np.bool_], photos: str = "a") -> Sample:
     """Return hits on two photos of each of 60 people."""
     names = tuple(f"{photos}{place}" for place in range(len(hits)))
     return Sample(hits.astype(float), PEOPLE, None, None, names, rate=True)

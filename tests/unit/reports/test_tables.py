@@ -5,7 +5,7 @@ import itertools
 from typing import TYPE_CHECKING
 
 import pytest
-from run_folder import FAILURE, HOSTILE, PROBES, Row, build
+from run_folder import FAILURE, HOSTILE, PROBES, build
 
 from reports.run import ReportError, read_run
 from reports.tables import (
@@ -19,6 +19,8 @@ from reports.tables import (
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from bench.results import Row
 
 
 @pytest.fixture
