@@ -45,19 +45,17 @@ class Pairs:
         right: (P,) photo behind the second.
         left_identity: (P,) whom the first shows.
         right_identity: (P,) whom the second shows.
+        homes: (photos,) the pair of applications that each photo's person is with; the person,
+            where one pair is for all.
+        one_for_all: Whether one pair of applications is for all, as in result files of before.
     """
 
     left: NDArray[np.intp]
     right: NDArray[np.intp]
     left_identity: NDArray[np.str_]
     right_identity: NDArray[np.str_]
-
-    @property
-    def applications(self) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-        """(P,) and (P,): which pair of applications has the left record, and the right."""
-        both = np.concatenate([self.left_identity, self.right_identity])
-        left, right = np.split(application_of(both), 2)
-        return left, right
+    homes: NDArray[np.intp]
+    one_for_all: bool = False
 
     @property
     def renewed(self) -> NDArray[np.bool_]:
@@ -75,19 +73,10 @@ class Pairs:
         return self.left_identity != self.right_identity
 
 
-def application_of(identities: NDArray[np.str_]) -> NDArray[np.intp]:
-    """Return the number (N,) of the pair of applications that each person is with.
-
-    As many pairs as there are people, but not more than `APPLICATIONS`.
-
-    Args:
-        identities: (N,) names, among them everybody's.
-    """
-    return np.unique(identities, return_inverse=True)[1] % APPLICATIONS
-
-
 def linked_pairs(identities: NDArray[np.str_]) -> Pairs:
     """Return every renewed and every mated pair of photos, and some of the non-mated.
+
+    There are as many pairs of applications as people, but not more than `APPLICATIONS`.
 
     Args:
         identities: (N,) whom the photos show.
@@ -95,7 +84,8 @@ def linked_pairs(identities: NDArray[np.str_]) -> Pairs:
     same = identities[:, None] == identities[None, :]
     others = np.random.default_rng(0).permutation(np.flatnonzero(~same))[:NON_MATED]
     left, right = np.divmod(np.concatenate([np.flatnonzero(same), others]), len(identities))
-    return Pairs(left, right, identities[left], identities[right])
+    homes = np.unique(identities, return_inverse=True)[1] % APPLICATIONS
+    return Pairs(left, right, identities[left], identities[right], homes)
 
 
 def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0.95) -> list[Score]:
@@ -104,7 +94,7 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0
     Mated are different photos of one person, one protected by each application. The renewed record
     of the very same photo is scored apart: a linker ties it to the revoked one at the threshold
     that ties 1 of 1000 records of different people. The units of the intervals are pairs of
-    applications, whose keys all people with them share.
+    applications, whose keys all people with them share; people, where one pair is for all.
 
     Args:
         scores: (P,) linkage scores, higher is more alike.
@@ -118,7 +108,7 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0
         raise MetricError(f"There are {len(scores)} linkage scores for {len(pairs.left)} pairs.")
     mated, others = scores[pairs.mated], np.sort(scores[pairs.non_mated])
     found = unlinkability(mated, others)
-    left, right = pairs.applications
+    left, right = pairs.homes[pairs.left], pairs.homes[pairs.right]
     units, strangers = left[pairs.mated], (left[pairs.non_mated], right[pairs.non_mated])
     gains = link_gains(mated, scores[pairs.non_mated])
     d_sys = global_linkability(
@@ -127,13 +117,13 @@ def linkability(scores: NDArray[np.float64], pairs: Pairs, confidence: float = 0
     null = (f"null-mean={found.null_mean:.3f}", f"null-p95={found.null_p95:.3f}")
     below = np.searchsorted(others, mated, "left") + np.searchsorted(others, mated, "right")
     auc = clustered_mean(below / (2 * len(others)), units, confidence=confidence)
+    auc = replace(auc, low=max(auc.low, 0), high=min(auc.high, 1))
     threshold = others[-1 - int(LINKING_FMR * len(others))]
     tied = (scores[pairs.renewed] > threshold).astype(float)
     renewed = clustered_rate(tied, left[pairs.renewed], confidence=confidence)
+    keys = "" if pairs.one_for_all else ":many-keys"
     return [
-        Score("d-sys", "d-sys", d_sys, flags=null),
-        Score(
-            "linkage-auc", "linkage-auc", replace(auc, low=max(auc.low, 0), high=min(auc.high, 1))
-        ),
-        Score("renewed-linked", "renewed-linked", renewed),
+        Score("d-sys", f"d-sys{keys}", d_sys, flags=null),
+        Score("linkage-auc", f"linkage-auc{keys}", auc),
+        Score("renewed-linked", f"renewed-linked{keys}", renewed),
     ]

@@ -102,7 +102,8 @@ class PairList(_Part):
         photos: The photos.
         left: Of each pair, the first.
         right: Of each pair, the second.
-        fold: Of each pair, the fold of the verification test, or -1.
+        fold: Of each pair, the fold of the verification test, or -1. Of records to be linked, the
+            pair of applications that the left photo's person is with, or -1 where there is one.
     """
 
     photos: list[Photo]

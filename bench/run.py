@@ -316,10 +316,11 @@ class _Writer:
         about = self._about(leak, defense)
         key = self.world.linkage_scores(defense, leak).key
         folder = self._cell_folder(key, {"kind": "linkage", **about}, {})
-        photos, outside = self.world.pair_photos, np.full(len(scores), -1)
-        left, right = photos[pairs.left], photos[pairs.right]
+        photos = self.world.pair_photos
         tensors = {LINKAGE: torch.from_numpy(scores)}
-        _write_pairs(folder / "values.csv", self.world, left, right, outside, tensors)
+        left, right = photos[pairs.left], photos[pairs.right]
+        homes = pairs.homes[pairs.left]
+        _write_pairs(folder / "values.csv", self.world, left, right, homes, tensors)
         return [self._row(score, **about, cell=key) for score in linkability(scores, pairs)]
 
     def cell(self, runner: Cells, cell: Cell, made: Artifact, values: Values) -> list[Row]:

@@ -29,7 +29,7 @@ from bench.datasets.images import decode
 from bench.errors import UserError, first_fault
 from bench.keys import derived_seed, digest
 from bench.leaks import Leak
-from bench.linkage import Pairs, application_of, linked_pairs
+from bench.linkage import Pairs, linked_pairs
 from bench.memory import keep_freed_memory
 from bench.metrics import tar_at_far
 from bench.metrics.verification import OperatingPoint
@@ -413,19 +413,16 @@ class World:
         are compared.
         """
         photos, pairs = self.pair_photos, self.linked_pairs
-        people = self.identities(photos)
-        homes = application_of(people)
         fields = {
             **self.record_fields(spec, leak, self._content(photos), "defender"),
-            "people": people.tolist(),
-            "homes": homes.tolist(),
+            "pairs": [pairs.left.tolist(), pairs.right.tolist(), pairs.homes.tolist()],
         }
 
         def make() -> tuple[dict[str, Tensor], dict[str, Any]]:
             self.progress(f"linking applications of {spec.name}")
             defense, crops = self.deployed(spec, leak), self.crops(photos)
             mine, others = (
-                _renewed_records(defense, crops, homes, draws([fields, side]))
+                _renewed_records(defense, crops, pairs.homes, draws([fields, side]))
                 for side in ("first", "second")
             )
             with torch.no_grad():

@@ -186,7 +186,15 @@ def linked(file: ResultFile, cell: CellValues, confidence: float = 0.95) -> list
     if pairs is None or LINKAGE not in cell.values:
         raise MetricError("There are no linkage scores: run the suite again.")
     left, right = np.array(pairs.left, dtype=np.intp), np.array(pairs.right, dtype=np.intp)
-    return linkability(cell.array(LINKAGE), Pairs(left, right, *pairs.identities()), confidence)
+    people, with_pair = pairs.identities(), np.array(pairs.fold, dtype=np.intp)
+    one_for_all = bool((with_pair < 0).any())
+    if one_for_all:
+        with_pair = np.unique(people[0], return_inverse=True)[1]
+    homes = np.full(len(pairs.photos), -1)
+    homes[left] = with_pair  # Every photo is the left one of a pair: its record is renewed.
+    return linkability(
+        cell.array(LINKAGE), Pairs(left, right, *people, homes, one_for_all), confidence
+    )
 
 
 def _is_rate(row: Row) -> bool:

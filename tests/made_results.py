@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any, Literal
 
@@ -103,16 +103,21 @@ class Maker:
         self._row("utility", {WAY: scores}, metric=f"{measure}.{WAY}", judge=None, **about)
         return self
 
-    def linkage(self, strength: float, **about: Any) -> Maker:
+    def linkage(self, strength: float, *, one_for_all: bool = False, **about: Any) -> Maker:
         """Add how well two applications of a defense can be linked, and what its records cost."""
-        pairs = linked_pairs(np.array(self.identities))
+        people = np.array(self.identities)
+        pairs = linked_pairs(people)
+        if one_for_all:
+            homes = np.unique(people, return_inverse=True)[1]
+            pairs = replace(pairs, homes=homes, one_for_all=True)
+        folds = np.full(len(pairs.left), -1) if one_for_all else pairs.homes[pairs.left]
         noise = np.random.default_rng(0).normal(size=len(pairs.left))
         scores = noise + strength * ~pairs.non_mated
         self.linked = PairList(
             photos=self.photos,
             left=pairs.left.tolist(),
             right=pairs.right.tolist(),
-            fold=[-1] * len(scores),
+            fold=folds.tolist(),
         )
         facts = {"count": 100, "shape": [512], "protect_seconds": 0.5, "bytes_per_record": 64.0}
         self._recorded("linkage", linkability(scores, pairs), {LINKAGE: scores.tolist()}, {}, about)

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bench.linkage import APPLICATIONS, application_of, linkability, linked_pairs
+from bench.linkage import APPLICATIONS, linkability, linked_pairs
 
 
 def linkage_rows(strength: float) -> dict[str, Any]:
@@ -41,10 +41,10 @@ def test_records_that_can_be_linked_are() -> None:
 
 def test_people_share_pairs_of_applications_where_they_are_many() -> None:
     people = np.array([f"person {number:03}" for number in range(2 * APPLICATIONS)])
-    homes = application_of(np.repeat(people, 3))
+    homes = linked_pairs(np.repeat(people, 3)).homes
     assert np.bincount(homes).tolist() == [6] * APPLICATIONS
     assert (homes.reshape(-1, 3) == homes[::3, None]).all()
-    assert len(np.unique(application_of(people[:7]))) == 7
+    assert len(np.unique(linked_pairs(people[:7]).homes)) == 7
 
 
 def test_the_interval_knows_that_people_of_an_application_share_its_keys() -> None:
@@ -56,7 +56,7 @@ def test_the_interval_knows_that_people_of_an_application_share_its_keys() -> No
     for _ in range(40):
         weak = random.random(APPLICATIONS) < 0.2
         scores = random.normal(size=len(pairs.left))
-        scores[pairs.mated & weak[pairs.applications[0]]] += 20
+        scores[pairs.mated & weak[pairs.homes[pairs.left]]] += 20
         found = {score.metric: score.estimate for score in linkability(scores, pairs)}
         auc = found["linkage-auc"]
         covered += auc.low <= 0.5 + 0.5 * 0.2 <= auc.high

@@ -122,7 +122,7 @@ def test_a_number_that_does_not_follow_from_the_raw_values_is_found(
     assert f"features / advface / unet / transfer / rank-1 / dlib: {fault}" in told
 
 
-KEYED = {"leak": Leak.TEMPLATE, "defense": "keyed", "defense_params": "{}"}
+KEYED: dict[str, Any] = {"leak": Leak.TEMPLATE, "defense": "keyed", "defense_params": "{}"}
 
 
 @pytest.mark.parametrize(
@@ -149,6 +149,28 @@ def test_linkage_and_cost_are_taken_again(
     rows = [row.model_copy(update=changes) if row.metric == metric else row for row in file.rows]
     told = checked(tmp_path, file.model_copy(update={"rows": rows}))
     assert f"template / keyed / {metric}: {fault}" in told
+
+
+def test_linkage_under_one_pair_of_keys_is_taken_again_as_it_was(tmp_path: Path) -> None:
+    """Files of before have one pair of applications: their intervals count people."""
+    file = Maker(people=150).references().linkage(1.0, one_for_all=True, **KEYED).file()
+    assert {"d-sys", "linkage-auc", "renewed-linked"} <= {row.definition for row in file.rows}
+    assert "FAIL  every number" not in checked(tmp_path, file)
+    several = {
+        key: pairs.model_copy(update={"fold": [place % 64 for place in pairs.left]})
+        for key, pairs in file.pairs.items()
+    }
+    told = checked(tmp_path, file.model_copy(update={"pairs": several}))
+    assert "template / keyed / linkage-auc: the low is" in told
+
+
+PUBLISHED = Path(__file__).parents[3] / "reports" / "published"
+
+
+@pytest.mark.parametrize("path", sorted(PUBLISHED.glob("*/*.json.gz")), ids=lambda path: path.stem)
+def test_every_published_number_follows_from_its_raw_values(path: Path) -> None:
+    told, sound = check(path)
+    assert sound, told
 
 
 def test_an_eer_is_taken_again_with_its_interval(tmp_path: Path) -> None:
