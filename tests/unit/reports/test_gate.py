@@ -362,6 +362,10 @@ def test_the_example_tells_what_the_readme_says() -> None:
     first, second, third, *others = (finding.answer for finding in verdict.findings)
     assert (first, second, third) == (Answer.HOLDS, Answer.BROKEN, Answer.HOLDS)
     assert set(others) == {Answer.HOLDS}
+    readme = (folder.parent / "README.md").read_text()
+    for finding in verdict.findings[:3]:
+        numbers, _, _ = finding.sentence.partition(" (")
+        assert f"{finding.claim.name}: {numbers} (" in readme
     workflow = (folder / "examples/privacy-gate.yml").read_text()
     assert "veilbench gate gate.toml run --out gate" in workflow
 
