@@ -190,12 +190,15 @@ class Defense(Plugin, ABC):
     def renewed(self, generator: torch.Generator) -> Self:
         """Return this instance with another key, as after a theft; what was learned stays.
 
-        Default: itself, since every record has a secret of its own. Asked only where `renewable`.
+        Itself, where every record has a secret of its own. Asked where `renewable`.
 
         Args:
             generator: CPU generator of the key.
+
+        Raises:
+            NotImplementedError: The class does not say how.
         """
-        return self
+        raise NotImplementedError(f"{type(self).__name__} is renewable, but has no `renewed`")
 
     def bytes_per_record(self, shape: torch.Size) -> float:
         """Return the bytes that a record of this shape takes in storage. Default: float32."""

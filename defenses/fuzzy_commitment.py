@@ -6,6 +6,7 @@ import hashlib
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -39,6 +40,10 @@ class FuzzyCommitment(Defense):
     def renewable(self) -> bool:
         """Another codeword makes another record."""
         return True
+
+    def renewed(self, generator: torch.Generator) -> Self:
+        """Return this instance, whose records have secrets of their own."""
+        return self
 
     def commit(self, helper: Tensor, codewords: Sequence[bytes]) -> Tensor:
         """Return records (N, H + 32) of helper data (N, H) and codewords."""
