@@ -128,7 +128,7 @@ def run_suite(
     Raises:
         UserError: Something is wrong before or beside a cell; a failing cell is a row instead.
     """
-    started = time.perf_counter()
+    began, clock = datetime.now(UTC), time.perf_counter()
     how = workers or Workers()
     planned = cells(suite)
     _check_folder(out)  # before hours of work whose results it could not hold
@@ -167,7 +167,7 @@ def run_suite(
     with profile.span("rows"):
         outcome.rows = flag_weaker(outcome.rows)
         other_rows = results.write(outcome.rows, out)
-        facts = _facts(suite, runner.world, store, time.perf_counter() - started)
+        facts = _facts(suite, runner.world, store, began, time.perf_counter() - clock)
         outcome.changed = other_rows or _tells_more(facts, out / RUN_FILE)
         if outcome.changed:
             with atomic_path(out / RUN_FILE) as path:
@@ -484,7 +484,9 @@ def _save_images(target: Path, images: torch.Tensor) -> None:
         np.save(stream, images.permute(0, 2, 3, 1).contiguous().cpu().numpy())
 
 
-def _facts(suite: Suite, world: World, store: Store, seconds: float) -> dict[str, Any]:
+def _facts(
+    suite: Suite, world: World, store: Store, began: datetime, seconds: float
+) -> dict[str, Any]:
     packages = ("veilbench", "torch", "numpy", "opencv-python-headless", "lpips", "scikit-image")
     return {
         "suite": suite.model_dump(mode="json"),
@@ -498,7 +500,7 @@ def _facts(suite: Suite, world: World, store: Store, seconds: float) -> dict[str
         "precision": world.recognizer.precision,
         "thresholds": {name: vars(world.operating_point(name)) for name in world.judges},
         "credits": world.credits(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "started": began.isoformat(timespec="seconds"),
         "seconds": round(seconds, 1),
         "artifacts": sorted(store.used),
     }

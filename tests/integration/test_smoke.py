@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -31,7 +33,13 @@ def first_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def first(first_folder: Path) -> list[Row]:
+def began() -> datetime:
+    """When the first run began, or a moment before."""
+    return datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture(scope="module")
+def first(began: datetime, first_folder: Path) -> list[Row]:
     done = veilbench(*SMOKE, "store", folder=first_folder)
     assert done.returncode == 0, done.stderr
     return read(first_folder / "out")
@@ -65,6 +73,17 @@ def timeless(rows: list[Row]) -> list[Row]:
 
 def test_the_same_seed_gives_the_same_rows_bit_for_bit(first: list[Row], tmp_path: Path) -> None:
     assert timeless(in_this_process(load_suite("smoke"), tmp_path, threads=1)) == timeless(first)
+
+
+def test_a_run_says_when_it_started_and_how_long_it_took(
+    began: datetime, first: list[Row], first_folder: Path
+) -> None:
+    assert first
+    facts = json.loads((first_folder / "out" / "run.json").read_text())
+    started, taken = datetime.fromisoformat(facts["started"]), timedelta(seconds=facts["seconds"])
+    assert began <= started
+    written = (first_folder / "out" / "run.json").stat().st_mtime
+    assert started + taken <= datetime.fromtimestamp(written, UTC) + timedelta(seconds=1)
 
 
 def test_what_was_trained_leaves_its_learning_curve(first: list[Row], first_folder: Path) -> None:
